@@ -1,0 +1,3 @@
+"""Durable, budget-capped, multi-agent orchestration for any MCP client."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,157 @@
+"""An agent: a durable conversation with a role."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ksi_mcp.budgets.model import Limits
+from ksi_mcp.db import Row
+from ksi_mcp.errors import Invalid, Refused
+from ksi_mcp.ids import AgentId
+from ksi_mcp.permissions import AGENT_CAPABILITIES
+
+AgentLife = Literal["active", "terminated", "failed"]
+AgentStatus = Literal["idle", "busy", "terminated", "failed"]
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+MAX_SYSTEM_CHARS = 200_000
+MAX_MESSAGE_CHARS = 200_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """How an agent's turns are made. `context_messages` bounds what of its history a turn is rendered with."""
+
+    max_tokens: int = 4096
+    max_tool_rounds: int = 8
+    effort: str | None = None
+    timeout_s: float | None = None
+    context_messages: int = 200
+
+    def __post_init__(self) -> None:
+        for name, value, most in (
+            ("max_tokens", self.max_tokens, 128_000),
+            ("max_tool_rounds", self.max_tool_rounds, 100),
+            ("context_messages", self.context_messages, 10_000),
+        ):
+            if not 1 <= value <= most:
+                raise Invalid(f"{name} is {value}", hint=f"it goes from 1 to {most:,}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec:
+    """What an agent is to be made of, before the server has said yes."""
+
+    name: str
+    system: str
+    provider: str
+    model: str
+    capabilities: frozenset[str]
+    settings: AgentSettings
+    composition: str | None = None
+    parent_id: str | None = None
+    orchestration_id: str | None = None
+    limits: Limits = Limits()  # noqa: RUF009  frozen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """An agent as it stands. `n` is its place in the order of births."""
+
+    n: int
+    agent_id: AgentId
+    name: str
+    composition: str | None
+    parent_id: str | None
+    orchestration_id: str | None
+    life: AgentLife
+    provider: str
+    model: str
+    system: str
+    capabilities: frozenset[str]
+    settings: AgentSettings
+    created_by: str
+    created_at_ms: int
+    last_active_ms: int
+    pending: int
+    """Turns of its session that have not ended."""
+
+    @property
+    def status(self) -> AgentStatus:
+        """`idle` or `busy` while it lives."""
+        if self.life != "active":
+            return self.life
+        return "busy" if self.pending else "idle"
+
+
+def check_agent_name(name: str) -> str:
+    """A name that can stand in an id, a path and a prompt.
+
+    Raises:
+        Invalid: anything but letters, digits, `_`, `.` and `-`, or more than 64 of them.
+    """
+    if not _NAME.match(name):
+        raise Invalid(
+            f"agent name {name[:80]!r} cannot be used",
+            hint="use up to 64 letters, digits, '_', '.' or '-', beginning with a letter or digit",
+        )
+    return name
+
+
+def check_capabilities(wanted: frozenset[str]) -> frozenset[str]:
+    """Capabilities an agent can hold at all.
+
+    Raises:
+        Invalid: one is not known.
+    """
+    if unknown := sorted(wanted - set(AGENT_CAPABILITIES)):
+        raise Invalid(
+            f"unknown capabilities: {', '.join(name[:40] for name in unknown)}",
+            hint="there are " + ", ".join(AGENT_CAPABILITIES),
+        )
+    return wanted
+
+
+def check_within(wanted: frozenset[str], held: frozenset[str], *, holder: str) -> None:
+    """A child can never hold more than its spawner.
+
+    Raises:
+        Refused: with the list of what was too much.
+    """
+    if too_much := sorted(wanted - held):
+        raise Refused(
+            f"{holder} cannot grant what it does not hold: {', '.join(too_much)}",
+            hint=f"it holds {', '.join(sorted(held)) or 'nothing'}",
+        )
+
+
+def encode_settings(settings: AgentSettings) -> str:
+    """Settings as stored."""
+    return json.dumps(asdict(settings))
+
+
+def agent_of(row: Row) -> Agent:
+    """The record behind a row of `agent` joined with its session."""
+    settings: dict[str, Any] = json.loads(row["settings"])
+    return Agent(
+        n=row["n"],
+        agent_id=AgentId(row["agent_id"]),
+        name=row["name"],
+        composition=row["composition"],
+        parent_id=row["parent_id"],
+        orchestration_id=row["orchestration_id"],
+        life=row["status"],
+        provider=row["provider"],
+        model=row["model"],
+        system=row["system"],
+        capabilities=frozenset(json.loads(row["capabilities"])),
+        settings=AgentSettings(**settings),
+        created_by=row["created_by"],
+        created_at_ms=row["created_at_ms"],
+        last_active_ms=row["last_active_ms"],
+        pending=row["pending"],
+    )
+

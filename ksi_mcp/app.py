@@ -1,0 +1,370 @@
+"""The application: role objects, toolbox and worker, opened and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from ksi_mcp import yamlio
+from ksi_mcp.agents.roster import Roster
+from ksi_mcp.budgets.ledger import Ledger
+from ksi_mcp.budgets.model import limits_of
+from ksi_mcp.budgets.prices import Prices
+from ksi_mcp.clock import Clock, SystemClock
+from ksi_mcp.completions.turns import TurnRunner
+from ksi_mcp.completions.units import TurnUnits
+from ksi_mcp.completions.worker import Worker
+from ksi_mcp.compositions.files import builtin_root
+from ksi_mcp.compositions.library import Library
+from ksi_mcp.config import Config, Home, load_config
+from ksi_mcp.db import Tx
+from ksi_mcp.db.doorbell import Doorbell
+from ksi_mcp.db.sqlite import SqliteDatabase, open_sqlite
+from ksi_mcp.decisions.log import DecisionLog
+from ksi_mcp.errors import Conflict, Invalid, KsiError, StoreError
+from ksi_mcp.events.journal import Journal
+from ksi_mcp.ids import WorkerId, new_id
+from ksi_mcp.orchestrations.conductor import Conductor
+from ksi_mcp.permissions import SYSTEM, fresh_context
+from ksi_mcp.providers.registry import ProviderRegistry, ProviderSettings
+from ksi_mcp.queues.model import TakenOver
+from ksi_mcp.queues.session_queues import SessionQueues
+from ksi_mcp.routing.router import Router
+from ksi_mcp.services import Services
+from ksi_mcp.tools.catalog import ALL_TOOLS
+from ksi_mcp.tools.events import decode_context
+from ksi_mcp.tools.toolbox import Toolbox
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+"""How long another process's commit may go unnoticed where the doorbell does not ring."""
+LOCK_WAIT_S = 2.0
+"""A starting worker waits so long for the lock: a mere look at it must not turn it away."""
+LONGEST_NAP_S = 5.0
+"""The pumps look this often even if they heard nothing."""
+IDLE_LOOK_S = 0.5
+_DELAYED_BATCH = 100
+_SWEEP_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOptions:
+    """How an application is opened.
+
+    `worker`: `inside` runs turns in this process (and needs the data folder's worker lock), `detached`
+    starts a worker process when there is something to run, `none` only looks.
+    """
+
+    worker: str = "none"
+    project: Path | None = None
+    environ: Mapping[str, str] | None = None
+
+
+class App:
+    """One process's view of a data folder. Use it as an asynchronous context manager."""
+
+    def __init__(
+        self, home: Home, options: AppOptions | None = None, *, config: Config | None = None, clock: Clock | None = None
+    ) -> None:
+        self.home = home
+        self.config = config or load_config(home)
+        self._options = options or AppOptions()
+        self._clock = clock or SystemClock()
+        self._lock = FileLock(home.worker_lock)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._launching = False
+        self.services: Services
+        self.toolbox: Toolbox
+
+    # --------------------------------------------------------------------------- open and close
+
+    async def __aenter__(self) -> Self:
+        if self._options.worker == "inside":
+            self._take_lock()
+        try:
+            self._db = await open_sqlite(self.home.database, self._clock)
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            self._build(self._db)
+            await self._begin()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire(timeout=LOCK_WAIT_S)
+        except Timeout:
+            raise Conflict(
+                "another worker holds this data folder", hint="it runs the turns; start the server without a worker inside"
+            ) from None
+
+    def _build(self, db: SqliteDatabase) -> None:
+        config, clock = self.config, self._clock
+        environ = os.environ if self._options.environ is None else self._options.environ
+        journal = Journal(db, clock)
+        ledger, queues = Ledger(journal), SessionQueues()
+        roster = Roster(journal, queues, ledger)
+        commands = frozenset(command for tool in ALL_TOOLS for command in (tool.command, *tool.commands))
+        router = Router(journal, roster, is_command=commands.__contains__)
+        library = Library(
+            journal, builtin=builtin_root(), user=self.home.compositions, project=self._options.project
+        )
+        self.services = Services(
+            clock=clock,
+            config=config,
+            journal=journal,
+            ledger=ledger,
+            queues=queues,
+            roster=roster,
+            library=library,
+            decisions=DecisionLog(journal, library),
+            router=router,
+            conductor=Conductor(journal, library, roster, router, ledger),
+            registry=ProviderRegistry(_provider_settings(config, self.home), clock, environ),
+            prices=Prices(config.prices),
+        )
+        self.toolbox = Toolbox(self.services, ALL_TOOLS)
+        units = TurnUnits(journal, queues, roster, ledger)
+        runner = TurnRunner(journal, units, self.toolbox, self.services.prices, self.services.registry.get)
+        self.worker = Worker(
+            journal,
+            queues,
+            units,
+            runner,
+            worker_id=WorkerId(new_id("w")),
+            concurrency=config.worker.concurrency,
+        )
+        self._bell = asyncio.Event()
+        journal.on_wake(self._bell.set)
+        self._doorbell = Doorbell(self.home.root)
+        db.on_commit(lambda _notes: self._doorbell.ring())
+
+    async def _begin(self) -> None:
+        services = self.services
+        limits = limits_of(
+            usd=self.config.budget.usd, tokens=self.config.budget.tokens, turns=self.config.budget.turns
+        )
+        await services.journal.commit(lambda tx: services.ledger.open_global(tx, limits))
+        self._doorbell.open(services.journal.rung)
+        self._spawn(self._poll(), "ksi-poll")
+        if self._options.worker == "inside":
+            taken = await self.worker.take_over()
+            if taken:
+                logger.warning("took over %d turns that a lost worker left running", taken)
+            await services.decisions.write_missing()
+            self._spawn(self.worker.run(), "ksi-worker")
+            self._spawn(self._route(), "ksi-router")
+            self._spawn(self._fire_delayed(), "ksi-delayed")
+        elif self._options.worker == "detached":
+            self._spawn(self._keep_worker(), "ksi-keep-worker")
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                logger.error("a part of the server had failed: %r", outcome)
+        self._tasks.clear()
+        if hasattr(self, "services"):
+            await self.services.registry.aclose()
+            await self.services.journal.close()
+            self._doorbell.close()
+        await self._db.close()
+        self._lock.release()
+
+    def _spawn(self, work: Any, name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    # -------------------------------------------------------------------------------- the pumps
+
+    async def _poll(self) -> None:
+        """Notice what other processes commit, even where no bell rings."""
+        while True:
+            if await self._db.foreign_change():
+                self.services.journal.rung()
+            await asyncio.sleep(POLL_S)
+
+    async def _route(self) -> None:
+        swept_s = 0.0
+        while True:
+            self._bell.clear()
+            try:
+                handled = await self.services.router.pump_once()
+                if self._clock.monotonic_s() - swept_s >= _SWEEP_S:
+                    swept_s = self._clock.monotonic_s()
+                    await self.services.journal.commit(self.services.router.sweep_expired)
+            except StoreError:
+                logger.exception("deliveries could not be stored; trying again")
+                await asyncio.sleep(1)
+                continue
+            if not handled:
+                await self._nap(LONGEST_NAP_S)
+
+    async def _fire_delayed(self) -> None:
+        """Fire what is due: each in the transaction of its effect, on the authority it was given."""
+        journal = self.services.journal
+        while True:
+            now_ms = self._clock.now_ms()
+            rows = await journal.read(lambda tx: tx.all("events.due", {"now_ms": tx.now_ms, "limit": _DELAYED_BATCH}))
+            for row in rows:
+                await self._fire(row)
+            following = await journal.read(lambda tx: tx.one("events.next_due"))
+            nap_s = LONGEST_NAP_S
+            if following is not None and following["due_ms"] is not None:
+                nap_s = min(nap_s, max((following["due_ms"] - now_ms) / 1000, 0.005))
+            await self._nap(nap_s)
+
+    async def _fire(self, row: Any) -> None:
+        delayed_id = int(row["delayed_id"])
+
+        def guard(tx: Tx) -> None:
+            if tx.run("events.drop_delayed", {"delayed_id": delayed_id}) == 0:
+                raise TakenOver(f"delayed event {delayed_id} was fired before")
+
+        def drop(tx: Tx) -> int:
+            return tx.run("events.drop_delayed", {"delayed_id": delayed_id})
+
+        journal = self.services.journal
+        ctx = decode_context(row["context"])
+        args = {"event": row["event"], "data": json.loads(row["data"])}
+        if row["condition"] is not None:
+            args["condition"] = row["condition"]
+        try:
+            done = await self.toolbox.call(ctx, "event_emit", args, guard=guard)
+        except TakenOver:
+            return
+        except KsiError as error:
+            reason = error.text()[:1000]
+
+            def fail(tx: Tx) -> None:
+                if drop(tx):
+                    facts = {"event": row["event"], "actor": str(ctx.actor), "reason": reason}
+                    journal.record(tx, "system:delayed_failed", facts, fresh_context(SYSTEM), routable=False)
+
+            await journal.commit(fail)
+            return
+        if not done.committed:  # a command that only reads, or a condition that does not hold
+            await journal.commit(drop)
+
+    async def _nap(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._bell.wait()
+
+    # -------------------------------------------------------------------------- worker processes
+
+    async def _keep_worker(self) -> None:
+        """See to it that a worker process lives while there is something to do."""
+        while True:
+            self._bell.clear()
+            if await self.unfinished() and not self.worker_lives():
+                self._launch()
+                await asyncio.sleep(LOCK_WAIT_S)  # give it time to take the lock before looking again
+            await self._nap(LONGEST_NAP_S)
+
+    async def unfinished(self) -> bool:
+        """Whether there are turns to run, events to route or delayed events to fire."""
+
+        def look(tx: Tx) -> bool:
+            turns, outbox = tx.one("queues.open_turns"), tx.one("events.outbox_waiting")
+            due = tx.one("events.next_due")
+            waiting = due is not None and due["due_ms"] is not None
+            return bool(turns and turns["open"]) or bool(outbox and outbox["waiting"]) or waiting
+
+        return await self.services.journal.read(look)
+
+    def worker_lives(self) -> bool:
+        """Whether some process holds the worker lock of this data folder."""
+        if self._lock.is_locked:
+            return True
+        look = FileLock(self.home.worker_lock)
+        try:
+            look.acquire(timeout=0)
+        except Timeout:
+            return True
+        look.release()
+        return False
+
+    def _launch(self) -> None:
+        """Start a worker of its own: it outlives this process, and ends when it has had nothing to do for a while."""
+        self.home.logs.mkdir(exist_ok=True, mode=0o700)
+        command = [sys.executable, "-m", "ksi_mcp", "worker", "--home", str(self.home.root)]
+        command += ["--until-idle", f"{self.config.worker.idle_s:g}"]
+        if self._options.project is not None:
+            command += ["--project", str(self._options.project)]
+        with (self.home.logs / "worker.log").open("ab") as log:
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
+            )
+
+    async def run_until_idle(self, idle_s: float | None) -> None:
+        """Return once there has been nothing to do for `idle_s` seconds; never, without it.
+
+        The lock is let go before the last look, so that what was enqueued by somebody who still saw
+        a living worker is not left lying.
+        """
+        quiet_since_s = self._clock.monotonic_s()
+        while True:
+            await asyncio.sleep(IDLE_LOOK_S)
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+            if self.worker.busy or await self.unfinished():
+                quiet_since_s = self._clock.monotonic_s()
+            elif idle_s is not None and self._clock.monotonic_s() - quiet_since_s >= idle_s:
+                self._lock.release()
+                if not await self.unfinished():
+                    return
+                self._take_lock()
+
+
+def _provider_settings(config: Config, home: Home) -> ProviderSettings:
+    script: Mapping[str, Any] | None = None
+    if config.scripted.script is not None:
+        file = home.root / config.scripted.script
+        try:
+            text = file.read_text("utf-8")
+        except OSError:
+            raise Invalid(
+                f"config.yaml: scripted.script {config.scripted.script[:100]!r} cannot be read",
+                hint="give a file relative to the data folder",
+            ) from None
+        script = yamlio.safe_load(text, what=config.scripted.script)
+    settings: dict[str, Any] = {"scripted_script": script, "anthropic_key_env": config.anthropic.api_key_env}
+    if config.provider is not None:
+        settings["default_provider"] = config.provider
+    if config.model is not None:
+        settings["default_model"] = config.model
+    if config.anthropic.base_url is not None:
+        settings["anthropic_base_url"] = config.anthropic.base_url
+    return ProviderSettings(**settings)
+
+
+@asynccontextmanager
+async def open_app(home: Home, options: AppOptions | None = None) -> AsyncIterator[App]:
+    """Open an application on a data folder and close it again."""
+    async with App(home, options) as app:
+        yield app

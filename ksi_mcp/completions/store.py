@@ -1,0 +1,86 @@
+"""Rows of provider calls and tool results."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ksi_mcp.agents.history import StoredResult, encode_answer
+from ksi_mcp.db import Tx
+from ksi_mcp.permissions import Slot
+from ksi_mcp.providers.base import Answer
+
+
+def first_call(tx: Tx, turn_id: str) -> bool:
+    """Whether no call was made for this turn yet."""
+    row = tx.one("completions.calls_of", {"turn_id": turn_id})
+    return row is None or row["calls"] == 0
+
+
+def sent(tx: Tx, *, turn_id: str, number: int, attempt: int, hold_id: str, provider: str, model: str) -> int:
+    """Write that a call is about to leave; its id."""
+    row = tx.one(
+        "completions.sent",
+        {
+            "turn_id": turn_id,
+            "round": number,
+            "attempt": attempt,
+            "hold_id": hold_id,
+            "provider": provider,
+            "model": model,
+            "now_ms": tx.now_ms,
+        },
+    )
+    assert row is not None  # noqa: S101  RETURNING always has a row
+    return int(row["call_id"])
+
+
+def answered(tx: Tx, call_id: int, answer: Answer, *, cost_usd_micros: int) -> bool:
+    """Store an answer; False if the call was closed before."""
+    usage = answer.usage
+    values = {
+        "call_id": call_id,
+        "answer": encode_answer(answer),
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_tokens": usage.cache_read_tokens + usage.cache_write_tokens,
+        "cost_usd_micros": cost_usd_micros,
+        "now_ms": tx.now_ms,
+    }
+    return tx.run("completions.answered", values) == 1
+
+
+def ended(tx: Tx, call_id: int, *, state: str, error_kind: str, error: str, cost_usd_micros: int) -> None:
+    """Store how a call without an answer ended."""
+    values = {"call_id": call_id, "state": state, "error_kind": error_kind, "error": error[:2000]}
+    tx.run("completions.ended", {**values, "cost_usd_micros": cost_usd_micros, "now_ms": tx.now_ms})
+
+
+def mark_uncertain(tx: Tx, turn_id: str) -> None:
+    """Close the calls that a lost worker left open."""
+    tx.run("completions.uncertain_calls", {"turn_id": turn_id, "now_ms": tx.now_ms})
+
+
+def store_result(tx: Tx, slot: Slot, *, tool: str, args: dict[str, Any], result: str, is_error: bool) -> None:
+    """Store a tool's result in its place of the turn."""
+    tx.run(
+        "completions.store_result",
+        {
+            "turn_id": slot.turn_id,
+            "round": slot.round,
+            "idx": slot.index,
+            "tool": tool[:200],
+            "args": json.dumps(args, ensure_ascii=False),
+            "result": result,
+            "is_error": int(is_error),
+            "now_ms": tx.now_ms,
+        },
+    )
+
+
+def stored_result(tx: Tx, slot: Slot) -> StoredResult | None:
+    """The result in that place, if there is one."""
+    row = tx.one("completions.stored_result", {"turn_id": slot.turn_id, "round": slot.round, "idx": slot.index})
+    if row is None:
+        return None
+    return StoredResult(index=slot.index, text=row["result"], is_error=bool(row["is_error"]))

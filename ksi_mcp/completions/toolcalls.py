@@ -1,0 +1,42 @@
+"""What the worker needs from whatever runs tools: the cut in the circle toolbox -> worker -> toolbox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ksi_mcp.permissions import Context
+from ksi_mcp.providers.base import ToolSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolOutcome:
+    """What a tool gave back.
+
+    `stored_text` is what was committed together with the tool's effect, None if nothing was (a tool that
+    only reads, or a call that failed and therefore left nothing).
+    """
+
+    text: str
+    is_error: bool
+    stored_text: str | None = None
+
+
+class ToolRunner(Protocol):
+    """Runs tools as an actor. `Toolbox` in the application."""
+
+    def specs(self, capabilities: frozenset[str]) -> tuple[ToolSpec, ...]:
+        """The tools that somebody with these capabilities may use, in a stable order."""
+        ...
+
+    def waits(self, name: str) -> bool:
+        """Whether the tool may wait for others, so that the turn should give its place away meanwhile."""
+        ...
+
+    async def run(self, ctx: Context, name: str, args: dict[str, Any]) -> ToolOutcome:
+        """Run one tool call of a turn; expected failures are an outcome, not an exception.
+
+        Raises:
+            TakenOver: the turn belongs to somebody else by now.
+        """
+        ...

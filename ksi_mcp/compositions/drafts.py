@@ -1,0 +1,373 @@
+"""The parts of a document that a run is made of: agents, static routing, budget, variables.
+
+Each part may be written in several ways (a mapping or a list, KSI's keys or ours); here they become
+records of one shape. Problems are gathered with their dotted paths, never raised one at a time. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ksi_mcp.compositions.model import Problem, parse_reference, shorten, text_of
+from ksi_mcp.errors import Invalid
+from ksi_mcp.events.patterns import check_pattern
+from ksi_mcp.permissions import AGENT_CAPABILITIES, Capability
+
+MAX_AGENTS: Final = 100
+MAX_RULES: Final = 500
+MAX_PRIORITY: Final = 10_000
+
+_ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_COMPOSITION_KEYS: Final = ("composition", "profile", "component", "extends")
+_PROMPT_KEYS: Final = ("prompt", "system_prompt", "prompt_template", "instructions")
+_WHOLE_SETTINGS: Final = ("max_tokens", "max_tool_rounds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetWish:
+    """What a document asks for; the operator's limits still stand above it. None: no limit asked."""
+
+    usd: float | None = None
+    tokens: int | None = None
+    turns: int | None = None
+    fallback: str | None = None
+    """What to do at the limit, as the document words it: `deny`, `downgrade`, ..."""
+
+    def __bool__(self) -> bool:
+        return any(limit is not None for limit in (self.usd, self.tokens, self.turns))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentDraft:
+    """An agent as a document asks for it. `capabilities` is a request; None means nothing was said."""
+
+    role: str
+    composition: str | None = None
+    prompt: str | None = None
+    vars: dict[str, Any] = field(default_factory=dict)
+    capabilities: tuple[Capability, ...] | None = None
+    model: str | None = None
+    provider: str | None = None
+    budget: BudgetWish = field(default_factory=BudgetWish)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """`max_tokens`, `max_tool_rounds`, `effort`, `timeout_s` and whatever else stood under `settings`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticRule:
+    """A rule that comes with a pattern. `source` and plain `targets` are roles; other targets are event names."""
+
+    pattern: str
+    targets: tuple[str, ...]
+    source: str | None = None
+    condition: str | None = None
+    mapping: Any = None
+    priority: int | None = None
+    ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """A variable of a document. It must be given if it is `required` and has no default."""
+
+    name: str
+    default: Any = None
+    required: bool = True
+    description: str = ""
+
+
+class Problems:
+    """Gathers what is wrong, each with its place."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+
+    def add(self, path: str, message: str) -> None:
+        """Note one."""
+        self.found.append(Problem(path=path, message=message))
+
+    def text(self, value: object, path: str) -> str | None:
+        """`value` as text, or None after noting that it is none."""
+        if value is None or isinstance(value, str):
+            return value
+        self.add(path, f"must be text, not {kind_of(value)}")
+        return None
+
+
+def agents_of(document: dict[str, Any], problems: Problems) -> tuple[AgentDraft, ...]:
+    """The agents of a pattern, in the order of the document."""
+    agents = document.get("agents")
+    if agents is None:
+        return ()
+    entries: list[tuple[str, Any, str]] = []
+    if isinstance(agents, dict):
+        entries = [(role, body, f"agents.{role}") for role, body in agents.items()]
+    elif isinstance(agents, list):
+        for index, body in enumerate(agents):
+            role = (
+                next((body[key] for key in ("role", "id", "name") if key in body), None)
+                if isinstance(body, dict)
+                else None
+            )
+            entries.append((str(role) if role is not None else "", body, f"agents.{index}"))
+    else:
+        problems.add("agents", f"must be a mapping of roles or a list, not {kind_of(agents)}")
+    if len(entries) > MAX_AGENTS:
+        problems.add("agents", f"{len(entries)} agents, the limit is {MAX_AGENTS}")
+        return ()
+    drafts: dict[str, AgentDraft] = {}
+    for role, body, path in entries:
+        if not _ROLE.fullmatch(role):
+            problems.add(path, f"{shorten(role)!r} is not a role's name")
+        elif role in drafts:
+            problems.add(path, f"the role {role!r} is there twice")
+        else:
+            drafts[role] = agent_of(role, body, path, problems)
+    return tuple(drafts.values())
+
+
+def agent_of(role: str, body: object, path: str, problems: Problems) -> AgentDraft:
+    """One agent, written as a mapping, as the name of a composition, or as nothing at all."""
+    if body is None:
+        body = {}
+    if isinstance(body, str):
+        body = {"composition": body}
+    if not isinstance(body, dict):
+        problems.add(path, f"must be a mapping, not {kind_of(body)}")
+        return AgentDraft(role=role)
+    return AgentDraft(
+        role=role,
+        composition=_reference(body, path, problems),
+        prompt=next((problems.text(body[key], f"{path}.{key}") for key in _PROMPT_KEYS if key in body), None),
+        vars=_mapping(body.get("vars", body.get("variables")), f"{path}.vars", problems),
+        capabilities=capabilities_of(body.get("capabilities"), f"{path}.capabilities", problems),
+        model=problems.text(body.get("model"), f"{path}.model"),
+        provider=problems.text(body.get("provider"), f"{path}.provider"),
+        budget=budget_of(body, path, problems),
+        settings=settings_of(body, path, problems),
+    )
+
+
+def profile_of(document: dict[str, Any], role: str, problems: Problems) -> AgentDraft:
+    """The agent that a document of type `agent` describes; its own variables are not its `vars`."""
+    return AgentDraft(
+        role=role,
+        prompt=text_of(document) or None,
+        vars=_mapping(document.get("vars"), "vars", problems),
+        capabilities=capabilities_of(document.get("capabilities"), "capabilities", problems),
+        model=problems.text(document.get("model"), "model"),
+        provider=problems.text(document.get("provider"), "provider"),
+        budget=budget_of(document, "", problems),
+        settings=settings_of(document, "", problems),
+    )
+
+
+def capabilities_of(value: object, path: str, problems: Problems) -> tuple[Capability, ...] | None:
+    """The capabilities asked for: a list, or a mapping of name to yes or no."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        value = [name for name, wanted in value.items() if wanted]
+    if isinstance(value, str):
+        value = [word.strip() for word in value.split(",") if word.strip()]
+    if not isinstance(value, list):
+        problems.add(path, f"must be a list, not {kind_of(value)}")
+        return None
+    for name in value:
+        if name not in AGENT_CAPABILITIES:
+            known = ", ".join(AGENT_CAPABILITIES)
+            problems.add(path, f"{shorten(str(name))!r} is not a capability of an agent; there are {known}")
+    return tuple(name for name in AGENT_CAPABILITIES if name in value)
+
+
+def settings_of(body: dict[str, Any], path: str, problems: Problems) -> dict[str, Any]:
+    """How an agent's model is called."""
+    settings = dict(_mapping(body.get("settings"), join(path, "settings"), problems))
+    for key in (*_WHOLE_SETTINGS, "effort", "timeout_s"):
+        if body.get(key) is not None:
+            settings[key] = body[key]
+    for key in _WHOLE_SETTINGS:
+        if key in settings and (whole := _whole(settings[key])) is not None:
+            settings[key] = whole
+        elif key in settings:
+            problems.add(join(path, key), f"must be a whole number above 0, not {shorten(str(settings[key]))!r}")
+    if "timeout_s" in settings and _positive(settings["timeout_s"]) is None:
+        problems.add(join(path, "timeout_s"), "must be a number of seconds above 0")
+    if "effort" in settings:
+        problems.text(settings["effort"], join(path, "effort"))
+    return settings
+
+
+def rules_of(document: dict[str, Any], roles: tuple[str, ...], problems: Problems) -> tuple[StaticRule, ...]:
+    """The static routing of a pattern. `to: *` stands for every role but the source."""
+    routing, where = document.get("routing"), "routing"
+    if isinstance(routing, dict):
+        where = next((f"routing.{key}" for key in ("rules", "static_rules") if key in routing), "routing")
+        routing = routing.get("rules", routing.get("static_rules"))
+    if routing is None:
+        return ()
+    if not isinstance(routing, list):
+        problems.add(where, f"must be a list of rules, not {kind_of(routing)}")
+        return ()
+    if len(routing) > MAX_RULES:
+        problems.add(where, f"{len(routing)} rules, the limit is {MAX_RULES}")
+        return ()
+    found = [_rule(entry, f"{where}.{index}", roles, problems) for index, entry in enumerate(routing)]
+    return tuple(rule for rule in found if rule is not None)
+
+
+def budget_of(body: dict[str, Any], path: str, problems: Problems) -> BudgetWish:
+    """The budget asked for, under `budget` or under KSI's `orchestration.budget_limit`."""
+    wish, where = body.get("budget"), join(path, "budget")
+    orchestration = body.get("orchestration")
+    fallback = None
+    if isinstance(orchestration, dict):
+        fallback = problems.text(orchestration.get("fallback_strategy"), join(path, "orchestration.fallback_strategy"))
+        if wish is None:
+            wish, where = orchestration.get("budget_limit"), join(path, "orchestration.budget_limit")
+    if wish is None:
+        return BudgetWish(fallback=fallback)
+    if not isinstance(wish, dict):
+        wish = {"usd": wish}
+    limits: dict[str, Any] = {}
+    for key, aliases, read in (
+        ("usd", ("usd", "limit_usd", "max_usd"), _usd),
+        ("tokens", ("tokens", "max_tokens"), _whole),
+        ("turns", ("turns", "max_turns"), _whole),
+    ):
+        raw = next((wish[alias] for alias in aliases if wish.get(alias) is not None), None)
+        limits[key] = read(raw) if raw is not None else None
+        if raw is not None and limits[key] is None:
+            problems.add(f"{where}.{key}", f"{shorten(str(raw))!r} is not an amount above 0")
+    return BudgetWish(**limits, fallback=fallback)
+
+
+def variables_of(document: dict[str, Any], problems: Problems) -> dict[str, Variable]:
+    """The declared variables: `{name: {default, required, description} | default}` or a list of names."""
+    variables = document.get("variables")
+    if isinstance(variables, list):
+        variables = {
+            (item.get("name") if isinstance(item, dict) else item): (item if isinstance(item, dict) else None)
+            for item in variables
+            if isinstance(item, str) or (isinstance(item, dict) and isinstance(item.get("name"), str))
+        }
+    found: dict[str, Variable] = {}
+    for name, spec in _mapping(variables, "variables", problems).items():
+        if not _VARIABLE.fullmatch(name):
+            problems.add(f"variables.{shorten(name)}", "is not a name that {{...}} can hold")
+        elif isinstance(spec, dict) and not spec.keys() - {"name", "default", "required", "description", "type"}:
+            required = spec.get("required", "default" not in spec)
+            description = problems.text(spec.get("description"), f"variables.{name}.description") or ""
+            found[name] = Variable(
+                name=name, default=spec.get("default"), required=bool(required), description=description
+            )
+        else:
+            found[name] = Variable(name=name, default=spec, required=spec is None)
+    return found
+
+
+def join(path: str, key: str) -> str:
+    """A dotted path one step further."""
+    return f"{path}.{key}" if path else key
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in YAML's words."""
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "yes or no", type(None): "nothing"}
+    return names.get(type(value), "a number")
+
+
+def _rule(entry: object, path: str, roles: tuple[str, ...], problems: Problems) -> StaticRule | None:
+    if not isinstance(entry, dict):
+        problems.add(path, f"must be a mapping with from, to and pattern, not {kind_of(entry)}")
+        return None
+    before = len(problems.found)
+    source = problems.text(entry.get("from"), f"{path}.from")
+    source = None if source in (None, "", "*") else source
+    if source is not None and roles and source not in roles:
+        problems.add(f"{path}.from", f"{shorten(source)!r} is not a role of this pattern ({', '.join(roles)})")
+    pattern = entry.get("pattern", "*")
+    try:
+        check_pattern(pattern)
+    except Invalid as invalid:
+        problems.add(f"{path}.pattern", invalid.message)
+    targets = _targets(entry.get("to"), f"{path}.to", source, roles, problems)
+    condition = problems.text(entry.get("condition"), f"{path}.condition")
+    mapping = entry.get("mapping")
+    if mapping is not None and not isinstance(mapping, str | dict):
+        problems.add(f"{path}.mapping", f"must be a mapping or '{{{{$}}}}', not {kind_of(mapping)}")
+    priority = entry.get("priority")
+    if priority is not None and not (type(priority) is int and 0 <= priority <= MAX_PRIORITY):
+        problems.add(f"{path}.priority", f"must be a whole number from 0 to {MAX_PRIORITY}")
+    ttl = entry.get("ttl_s", entry.get("ttl"))
+    if ttl is not None and _positive(ttl) is None:
+        problems.add(f"{path}.ttl", "must be a number of seconds above 0")
+    if len(problems.found) > before:
+        return None
+    return StaticRule(
+        pattern=str(pattern),
+        targets=targets,
+        source=source,
+        condition=condition,
+        mapping=mapping,
+        priority=priority,
+        ttl_s=_positive(ttl),
+    )
+
+
+def _targets(to: object, path: str, source: str | None, roles: tuple[str, ...], problems: Problems) -> tuple[str, ...]:
+    wanted = to if isinstance(to, list) else [to]
+    targets: list[str] = []
+    for target in wanted:
+        if target == "*":
+            targets += [role for role in roles if role != source]
+        elif not isinstance(target, str) or not target:
+            problems.add(path, "must name a role, a list of roles, or an event")
+        elif ":" not in target and roles and target not in roles:
+            problems.add(path, f"{shorten(target)!r} is not a role of this pattern ({', '.join(roles)})")
+        else:
+            targets.append(target)
+    return tuple(dict.fromkeys(targets))
+
+
+def _reference(body: dict[str, Any], path: str, problems: Problems) -> str | None:
+    key = next((key for key in _COMPOSITION_KEYS if body.get(key) is not None), None)
+    if key is None:
+        return None
+    try:
+        name, version = parse_reference(body[key], what=key)
+    except Invalid as invalid:
+        problems.add(f"{path}.{key}", invalid.message)
+        return None
+    return f"{name}@{version}" if version else name
+
+
+def _mapping(value: object, path: str, problems: Problems) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    if value is not None:
+        problems.add(path, f"must be a mapping, not {kind_of(value)}")
+    return {}
+
+
+def _whole(value: object) -> int | None:
+    number = _positive(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+def _usd(value: object) -> float | None:
+    return _positive(value.strip().removeprefix("$").removesuffix("USD") if isinstance(value, str) else value)
+
+
+def _positive(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None

@@ -1,0 +1,382 @@
+"""The role object of compositions: what an agent or a pattern is made of, and whom it descends from.
+
+Files are the truth. The index follows them (`refresh`), is never asked for what it cannot make
+again, and heals whatever a crash left between a file and its row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from ksi_mcp import yamlio
+from ksi_mcp.compositions import files, store
+from ksi_mcp.compositions.files import FileProblem, FoundFile
+from ksi_mcp.compositions.fork import Lineage, forked_document
+from ksi_mcp.compositions.model import (
+    Composition,
+    Layer,
+    check_name,
+    shorten,
+)
+from ksi_mcp.compositions.resolve import Resolved, check, resolve
+from ksi_mcp.compositions.select import CompositionPage, Wanted, is_alike, page_of
+from ksi_mcp.compositions.store import Indexed
+from ksi_mcp.db import Tx
+from ksi_mcp.db.database import Work
+from ksi_mcp.errors import Conflict, Invalid, KsiError, NotFound
+from ksi_mcp.events.journal import Journal
+from ksi_mcp.permissions import Context
+
+T = TypeVar("T")
+
+MAX_REASON_CHARS: Final = 2_000
+FRESH_S: Final = 1.0
+"""How long the folders are taken to be as they were last seen. Own writes are indexed at once."""
+
+
+class Commit(Protocol):
+    """Runs a unit of work durably: `Journal.commit`, or a wrapper that adds to the transaction."""
+
+    def __call__(self, work: Work[T], /) -> Awaitable[T]:
+        """Run it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshReport:
+    """What a look at the folders brought."""
+
+    indexed: int
+    removed: int
+    total: int
+    problems: tuple[FileProblem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompositionRecord:
+    """A composition with its document; `resolved` if that was asked for. No file: `layer` is None."""
+
+    composition: Composition
+    layer: Layer | None
+    resolved: Resolved | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Whether a document could be used, and everything that is wrong with it in one text."""
+
+    valid: bool
+    problem: str | None
+    warnings: tuple[str, ...]
+    composition: Composition | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    composition: Composition
+    text: str
+    path: str
+
+
+class Library:
+    """Compositions in layers: the built-in ones, the user's, and the project's, highest last."""
+
+    def __init__(self, journal: Journal, *, builtin: Path, user: Path | None, project: Path | None) -> None:
+        roots: list[tuple[Layer, Path | None]] = [("builtin", builtin), ("user", user), ("project", project)]
+        self._roots: dict[Layer, Path] = {layer: root for layer, root in roots if root is not None}
+        self._journal = journal
+        self._refreshing = asyncio.Lock()
+        self._refreshed_s: float | None = None
+        self._bad: dict[tuple[Layer, str], tuple[FoundFile, str]] = {}
+
+    @property
+    def decisions_root(self) -> Path | None:
+        """The folder of decision logs in the writable layer, if there is one."""
+        layer = self._writable()
+        return self._roots[layer] / files.DECISIONS_FOLDER if layer else None
+
+    # ------------------------------------------------------------------------------------ the index
+
+    async def refresh(self) -> RefreshReport:
+        """Bring the index in line with the files: new, changed and gone ones. Bad files are reported."""
+        async with self._refreshing:
+            known = await self._journal.read(store.files)
+            changed, gone, problems, total = await asyncio.to_thread(self._look, known)
+
+            def write(tx: Tx) -> None:
+                for layer, path in gone:
+                    store.drop(tx, layer, path)
+                for layer, file, composition in changed:
+                    store.put(tx, layer, file, composition)
+
+            if changed or gone:
+                await self._journal.commit(write)
+            self._refreshed_s = self._journal.clock.monotonic_s()
+            return RefreshReport(indexed=len(changed), removed=len(gone), total=total, problems=tuple(problems))
+
+    async def get(self, name: str, *, resolve: bool = False) -> CompositionRecord:
+        """The composition of that name, or `name@version` or `name@hash` (at least 6 characters).
+
+        Raises:
+            NotFound: there is none; with `resolve` also what resolving finds wrong, but for missing variables.
+        """
+        await self._fresh()
+        found = await self._journal.read(lambda tx: self._found(tx, name))
+        layer = found.layer if found.path else None
+        resolved = await self._journal.read(lambda tx: _resolved(tx, found, {}, lenient=True)) if resolve else None
+        return CompositionRecord(composition=found.composition, layer=layer, resolved=resolved)
+
+    async def resolve(self, name: str, vars: dict[str, Any] | None = None) -> Resolved:
+        """Everything a run needs: parents merged, agents' prompts filled in.
+
+        Raises:
+            NotFound: it or something it links to is missing.
+            Invalid: a circle, problems of structure, or variables that were not given, all together.
+        """
+        await self._fresh()
+        return await self._journal.read(lambda tx: _resolved(tx, self._found(tx, name), vars or {}, lenient=False))
+
+    def remember(self, tx: Tx, resolved: Resolved) -> None:
+        """Keep this version, and those its agents come from, retrievable by hash for good."""
+        store.remember(tx, hash=resolved.hash, name=resolved.name, document=resolved.document)
+        for used in resolved.used:
+            store.remember(tx, hash=used.hash, name=used.name, document=used.document)
+
+    async def discover(
+        self,
+        *,
+        type: str | None = None,
+        tags: Sequence[str] = (),
+        text: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+    ) -> CompositionPage:
+        """Compositions of a type that have all `tags` and all words of `text` (in name, description or tags)."""
+        await self._fresh()
+        heads = await self._journal.read(store.heads)
+        return page_of(heads, Wanted(type=type, tags=tuple(tags), text=text or ""), limit=limit, cursor=cursor)
+
+    async def validate(self, document: dict[str, Any] | str) -> Validation:
+        """Whether a document, or YAML text of one, could be used as it is. Writes nothing."""
+        await self._fresh()
+        try:
+            loaded = _loaded(document)
+            composition, warnings = await self._journal.read(
+                lambda tx: check(loaded, store.lookup_in(tx), what="the composition")
+            )
+        except KsiError as error:
+            return Validation(valid=False, problem=error.text(), warnings=(), composition=None)
+        return Validation(valid=True, problem=None, warnings=tuple(warnings), composition=composition)
+
+    # -------------------------------------------------------------------------------------- writing
+
+    async def create(
+        self,
+        ctx: Context,
+        document: dict[str, Any] | str,
+        *,
+        dry_run: bool = False,
+        commit: Commit | None = None,
+    ) -> CompositionRecord:
+        """Write a new composition to the writable layer.
+
+        Raises:
+            Conflict: the name is taken in any layer; Invalid, NotFound: it could not be used.
+        """
+        layer = self._must_be_writable()
+        await self._fresh()
+        loaded = _loaded(document)
+        plan = await self._journal.read(lambda tx: _planned(tx, loaded))
+        await self._journal.read(lambda tx: _refuse_taken(tx, plan.composition.name, None))
+        if not dry_run:
+            await asyncio.to_thread(files.create_file, self._roots[layer], plan.path, plan.text)
+            data = {"type": plan.composition.type, "version": plan.composition.version}
+            await self._index(ctx, layer, plan, event=("composition:created", data), commit=commit)
+        return CompositionRecord(composition=plan.composition, layer=layer)
+
+    async def fork(
+        self,
+        ctx: Context,
+        parent: str,
+        name: str,
+        reason: str,
+        modifications: dict[str, Any] | None = None,
+        *,
+        dry_run: bool = False,
+        commit: Commit | None = None,
+    ) -> CompositionRecord:
+        """Write a changed copy of `parent` under a new name, with its lineage in it.
+
+        `modifications` maps dotted paths to values (`agents.judge.prompt`, `routing.0.to`). A fork that a
+        crash left without its row is completed by repeating the call.
+
+        Raises:
+            Conflict: the name is taken; NotFound: no such parent; Invalid: a path leads nowhere, or the
+            result could not be used.
+        """
+        layer = self._must_be_writable()
+        check_name(name, what="the fork's name")
+        if not reason.strip() or len(reason) > MAX_REASON_CHARS:
+            raise Invalid(f"a fork needs a reason of 1 to {MAX_REASON_CHARS:,} characters")
+        await self._fresh()
+        found = await self._journal.read(lambda tx: self._found(tx, parent))
+        now = datetime.fromtimestamp(self._journal.clock.now_ms() / 1000, UTC)
+        lineage = Lineage(
+            parent=found.composition,
+            date=now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            reason=reason.strip(),
+            author=str(ctx.actor),
+        )
+        plan = await self._fork_plan(name, lineage, modifications or {})
+        await self._journal.read(lambda tx: _refuse_taken(tx, name, (layer, plan.path)))
+        if dry_run:
+            return CompositionRecord(composition=plan.composition, layer=layer)
+        try:
+            await asyncio.to_thread(files.create_file, self._roots[layer], plan.path, plan.text)
+        except Conflict:
+            plan = await self._unfinished(layer, plan, lineage, modifications or {})
+        data = {
+            "parent": f"{lineage.parent.name}@{lineage.parent.version}",
+            "parent_hash": lineage.parent.hash,
+            "reason": lineage.reason,
+        }
+        await self._index(ctx, layer, plan, event=("composition:forked", data), commit=commit)
+        return CompositionRecord(composition=plan.composition, layer=layer)
+
+    # -------------------------------------------------------------------------------------- private
+
+    def _writable(self) -> Layer | None:
+        return next((layer for layer in ("user", "project") if layer in self._roots), None)
+
+    def _must_be_writable(self) -> Layer:
+        layer = self._writable()
+        if layer is None:
+            raise Invalid("the library has no layer that can be written", hint="start the server with a data folder")
+        return layer
+
+    async def _fresh(self) -> None:
+        last = self._refreshed_s
+        if last is None or self._journal.clock.monotonic_s() - last >= FRESH_S:
+            await self.refresh()
+
+    def _found(self, tx: Tx, reference: str) -> Indexed:
+        found = store.find(tx, reference)
+        if found is None:
+            near = [head.name for head in store.heads(tx) if is_alike(head.name, reference)][:5]
+            hint = f"did you mean {', '.join(near)}?" if near else "composition_discover lists what is there"
+            raise NotFound(f"unknown composition {shorten(reference)!r}", hint=hint)
+        return found
+
+    def _look(
+        self, known: dict[tuple[str, str], store.Known]
+    ) -> tuple[list[tuple[Layer, FoundFile, Composition]], list[tuple[str, str]], list[FileProblem], int]:
+        """Blocking: compare the folders with the index, and read what is new."""
+        changed: list[tuple[Layer, FoundFile, Composition]] = []
+        kept: set[tuple[str, str]] = set()
+        problems: list[FileProblem] = []
+        bad: dict[tuple[Layer, str], tuple[FoundFile, str]] = {}
+        for layer, root in self._roots.items():
+            found, refused = files.scan(root)
+            names: dict[str, str] = {}
+            problems += [FileProblem(layer=layer, path=path, message=why) for path, why in refused]
+            for file in found:
+                key = (layer, file.path)
+                if key in known and known[key].is_still(file):
+                    kept.add(key)
+                    problems += _doubled(names, known[key].name, layer, file)
+                    continue
+                seen = self._bad.get(key)
+                message = seen[1] if seen is not None and seen[0] == file else None
+                if message is None:
+                    composition, message = _read(root, file)
+                    if composition is not None:
+                        changed.append((layer, file, composition))
+                        kept.add(key)
+                        problems += _doubled(names, composition.name, layer, file)
+                if message is not None:
+                    bad[key] = (file, message)
+                    if message:
+                        problems.append(FileProblem(layer=layer, path=file.path, message=message))
+        self._bad = bad
+        return changed, [key for key in known if key not in kept], problems, len(kept)
+
+    async def _fork_plan(self, name: str, lineage: Lineage, modifications: dict[str, Any]) -> _Plan:
+        document = forked_document(name, lineage, modifications)
+        return await self._journal.read(lambda tx: _planned(tx, document))
+
+    async def _unfinished(self, layer: Layer, plan: _Plan, lineage: Lineage, modifications: dict[str, Any]) -> _Plan:
+        """The same fork as it stands in a file that was never reported; Conflict if the file is another's."""
+        name = plan.composition.name
+        text = await asyncio.to_thread(files.read_text, self._roots[layer], plan.path)
+        taken = Conflict(f"the name {name!r} is taken", hint="choose another name")
+        if await self._journal.read(lambda tx: store.was_forked(tx, name)):
+            raise taken
+        try:
+            date = yamlio.safe_load(text, what="the file")["lineage"]["fork_date"]
+        except (KsiError, TypeError, KeyError):
+            raise taken from None
+        made = Lineage(parent=lineage.parent, date=str(date), reason=lineage.reason, author=lineage.author)
+        plan = await self._fork_plan(name, made, modifications)
+        if plan.text != text:
+            raise taken
+        return plan
+
+    async def _index(
+        self, ctx: Context, layer: Layer, plan: _Plan, *, event: tuple[str, dict[str, Any]], commit: Commit | None
+    ) -> None:
+        name, data = event
+        status = await asyncio.to_thread((self._roots[layer] / plan.path).stat)
+        file = FoundFile(path=plan.path, mtime_ns=status.st_mtime_ns, size=status.st_size)
+
+        def write(tx: Tx) -> None:
+            store.put(tx, layer, file, plan.composition)
+            described = {"name": plan.composition.name, "hash": plan.composition.hash, "layer": layer}
+            self._journal.record(tx, name, {**described, **data}, ctx)
+
+        run: Callable[[Work[None]], Awaitable[None]] = commit or self._journal.commit
+        await run(write)
+
+
+def _read(root: Path, file: FoundFile) -> tuple[Composition | None, str | None]:
+    """The composition, or why there is none; an empty reason for a file that does not claim to be one."""
+    try:
+        composition = files.read_composition(root, file.path)
+    except KsiError as error:
+        return None, error.text()
+    return composition, None if composition is not None else ""
+
+
+def _doubled(names: dict[str, str], name: str, layer: Layer, file: FoundFile) -> list[FileProblem]:
+    first = names.setdefault(name, file.path)
+    if first == file.path:
+        return []
+    return [FileProblem(layer=layer, path=file.path, message=f"the name {name!r} is already that of {first}")]
+
+
+def _loaded(document: dict[str, Any] | str) -> Any:
+    if isinstance(document, str):
+        return yamlio.safe_load(document, what="the composition", max_bytes=files.MAX_FILE_BYTES)
+    return yamlio.plain(document)
+
+
+def _planned(tx: Tx, document: Any) -> _Plan:
+    """What would be written, checked as it would be read back."""
+    text = yamlio.dump(document)
+    read_back = yamlio.safe_load(text, what="the composition", max_bytes=files.MAX_FILE_BYTES)
+    composition, _warnings = check(read_back, store.lookup_in(tx), what="the composition")
+    return _Plan(composition=composition, text=text, path=files.path_for(composition.type, composition.name))
+
+
+def _refuse_taken(tx: Tx, name: str, but: tuple[Layer, str] | None) -> None:
+    for indexed in store.named(tx, name):
+        if (indexed.layer, indexed.path) != but:
+            raise Conflict(f"the name {name!r} is taken in the {indexed.layer} library", hint="choose another name")
+
+
+def _resolved(tx: Tx, found: Indexed, vars: dict[str, Any], *, lenient: bool) -> Resolved:
+    return resolve(found.composition, store.lookup_in(tx), vars, lenient=lenient)

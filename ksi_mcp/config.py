@@ -1,0 +1,160 @@
+"""Where everything lives, and what the operator has decided.
+
+One data folder: `--home` or `KSI_HOME`, else `.ksi/` in the working directory if it is there, else the
+user's data folder. In it: `ksi.db`, `config.yaml`, the user's `compositions/`, `token`, `logs/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ksi_mcp import yamlio
+from ksi_mcp.errors import Invalid
+
+DEFAULT_MODEL = "claude-sonnet-5-5"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkerConfig(_Strict):
+    """How turns are run."""
+
+    concurrency: int = Field(default=64, ge=1, le=10_000, description="turns at work at once")
+    idle_s: float = Field(default=60, ge=0, le=86_400, description="a worker without work ends after so many seconds")
+
+
+class BudgetConfig(_Strict):
+    """Limits of the whole data folder; none by default."""
+
+    usd: float | None = Field(default=None, ge=0, le=1_000_000_000)
+    tokens: int | None = Field(default=None, ge=0)
+    turns: int | None = Field(default=None, ge=0)
+
+
+class AgentConfig(_Strict):
+    """What agents get unless their composition says otherwise, and what a composition may ask for at all."""
+
+    default_capabilities: tuple[str, ...] = ("base", "messaging")
+    grantable: tuple[str, ...] = (
+        "base", "messaging", "spawn_agents", "routing_control", "decisions", "compositions", "orchestration",
+    )  # fmt: skip
+    max_tokens: int = Field(default=4096, ge=1, le=128_000)
+    max_tool_rounds: int = Field(default=8, ge=1, le=100)
+
+
+class AnthropicConfig(_Strict):
+    """How the Messages API is reached. The key itself stays in the environment."""
+
+    base_url: str | None = None
+    api_key_env: str = "ANTHROPIC_API_KEY"
+
+
+class ScriptedConfig(_Strict):
+    """Where the scripted provider finds its replies: a YAML file, relative to the data folder."""
+
+    script: str | None = None
+
+
+class Config(_Strict):
+    """`config.yaml`: every key is optional, an unknown one is an error."""
+
+    provider: str | None = Field(default=None, description="for agents that name none: scripted or anthropic")
+    model: str | None = Field(default=None, description="for agents that name none")
+    worker: WorkerConfig = WorkerConfig()
+    budget: BudgetConfig = BudgetConfig()
+    agents: AgentConfig = AgentConfig()
+    anthropic: AnthropicConfig = AnthropicConfig()
+    scripted: ScriptedConfig = ScriptedConfig()
+    prices: dict[str, Any] = Field(default_factory=dict, description="USD per million tokens, by model, or `free`")
+    max_depth: int = Field(default=256, ge=1, le=100_000, description="turns since the first cause, unless a pattern says")
+    log_level: str = "WARNING"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """The data folder and what is where in it."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.root / "ksi.db"
+
+    @property
+    def config(self) -> Path:
+        """The operator's configuration; it may be missing."""
+        return self.root / "config.yaml"
+
+    @property
+    def compositions(self) -> Path:
+        """The user's own library."""
+        return self.root / "compositions"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Held by the one worker process."""
+        return self.root / "worker.lock"
+
+    @property
+    def logs(self) -> Path:
+        """What detached processes write."""
+        return self.root / "logs"
+
+    @property
+    def token(self) -> Path:
+        """The operator's token for HTTP, readable by its owner only."""
+        return self.root / "token"
+
+
+def find_home(given: str | None, environ: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Home:
+    """The data folder to use; it is made if it is not there.
+
+    Raises:
+        Invalid: the folder cannot be made or written.
+    """
+    here = cwd or Path.cwd()
+    if given or environ.get("KSI_HOME"):
+        root = Path(given or environ["KSI_HOME"]).expanduser()
+    elif (here / ".ksi").is_dir():
+        root = here / ".ksi"
+    else:
+        root = Path(platformdirs.user_data_dir("ksi_mcp", appauthor=False))
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not writable")
+    except OSError as failure:
+        raise Invalid(
+            f"the data folder cannot be used: {failure.strerror}", hint="choose another one with --home or KSI_HOME"
+        ) from None
+    return Home(root=root.resolve())
+
+
+def load_config(home: Home) -> Config:
+    """Read `config.yaml`; an absent or empty file is the defaults.
+
+    Raises:
+        Invalid: it is not YAML, or a key or value is wrong; each is named.
+    """
+    if not home.config.is_file():
+        return Config()
+    document = yamlio.safe_load(home.config.read_bytes(), what="config.yaml")
+    if document is None:
+        return Config()
+    if not isinstance(document, dict):
+        raise Invalid("config.yaml must be a mapping of settings")
+    try:
+        return Config.model_validate(document)
+    except ValidationError as failure:
+        wrong = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in failure.errors()[:10])
+        raise Invalid(f"config.yaml: {wrong}", hint="`ksi-mcp doctor` shows every setting") from None

@@ -1,0 +1,106 @@
+"""How one process tells the others on a data folder that something was committed.
+
+A datagram of one byte to every socket in a private folder under the system's temporary directory. It
+carries nothing, so a lost or forged ring does no harm: it only makes the others look. Where the
+platform has no such sockets, and as a safety net, each process polls (`SqliteDatabase.foreign_change`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ksi_mcp.ids import new_id
+
+
+class Doorbell:
+    """One process's bell, and the way to ring the others'.
+
+    `ring` is cheap enough for every commit: rings of one loop tick are one.
+    """
+
+    def __init__(self, home: Path) -> None:
+        digest = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        self._folder = Path(tempfile.gettempdir()) / f"ksi-{user}-{digest}"
+        self._socket: socket.socket | None = None
+        self._own: Path | None = None
+        self._pending = False
+
+    def open(self, heard: Callable[[], None]) -> bool:
+        """Start to listen on the running loop; False where the platform or the folder does not allow it."""
+        if not hasattr(socket, "AF_UNIX") or not self._private_folder():
+            return False
+        bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        bell.setblocking(False)
+        self._own = self._folder / f"{os.getpid()}-{new_id('b')}"
+        try:
+            bell.bind(str(self._own))
+        except OSError:
+            bell.close()
+            self._own = None
+            return False
+        self._socket = bell
+
+        def drain() -> None:
+            with contextlib.suppress(BlockingIOError, OSError):
+                while bell.recv(16):
+                    pass
+            heard()
+
+        asyncio.get_running_loop().add_reader(bell.fileno(), drain)
+        return True
+
+    def ring(self) -> None:
+        """Wake the other processes, once for all rings of this tick."""
+        if self._socket is not None and not self._pending:
+            self._pending = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def close(self) -> None:
+        """Stop listening and take the socket away."""
+        if self._socket is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._socket = None
+        if self._own is not None:
+            self._own.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
+    def _send(self) -> None:
+        self._pending = False
+        if self._socket is None:
+            return
+        try:
+            names = os.listdir(self._folder)
+        except OSError:
+            return
+        for name in names:
+            other = self._folder / name
+            if other == self._own:
+                continue
+            try:
+                self._socket.sendto(b"!", str(other))
+            except (BlockingIOError, InterruptedError):
+                pass  # it has rings enough waiting
+            except OSError:  # its process is gone
+                with contextlib.suppress(OSError):
+                    other.unlink()
+
+    def _private_folder(self) -> bool:
+        """A folder that only this user can enter: anything else might be another user's trap."""
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            facts = self._folder.lstat()
+        except OSError:
+            return False
+        return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077

@@ -1,0 +1,61 @@
+"""Bring a file to the schema of this version: each step and its record are one transaction."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from importlib import resources
+
+from ksi_mcp.db.sql import split_script
+from ksi_mcp.errors import StoreError
+
+_FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """All steps as (version, name, SQL), in order."""
+    steps = []
+    for file in (resources.files("ksi_mcp.db") / "migrations").iterdir():
+        if match := _FILE.match(file.name):
+            steps.append((int(match[1]), match[2], file.read_text("utf-8")))
+    return sorted(steps)
+
+
+def migrate(connection: sqlite3.Connection, *, now_ms: int) -> int:
+    """Apply the missing steps; the version reached.
+
+    Raises:
+        StoreError: the file was written by a newer version of ksi_mcp.
+    """
+    steps = migrations()
+    known = steps[-1][0]
+    if (have := _version(connection)) > known:
+        raise StoreError(
+            f"the data folder's database has schema {have}, this version of ksi_mcp knows {known}",
+            hint="install the newer ksi_mcp again, or choose another data folder with --home",
+        )
+    for version, name, script in steps:
+        if version <= have:
+            continue
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Another process may have been faster between the look and the lock.
+            if version > _version(connection):
+                for statement in split_script(script):
+                    connection.execute(statement)
+                connection.execute(
+                    "INSERT INTO migration (version, name, applied_at_ms) VALUES (?, ?, ?)", (version, name, now_ms)
+                )
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    return known
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    there = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migration'").fetchone()
+    if there is None:
+        return 0
+    return int(connection.execute("SELECT COALESCE(MAX(version), 0) FROM migration").fetchone()[0])

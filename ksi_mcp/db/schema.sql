@@ -1,0 +1,313 @@
+-- The whole store of ksi_mcp as it stands now. A test proves that it equals the sum of migrations/.
+--
+-- Glossary
+--   event          something that happened; append-only, never changed
+--   outbox         events that the router has still to deliver
+--   root, cause    the first cause of a chain, and the thing directly before
+--   hops, depth    deliveries since the last turn; turns since the first cause
+--   account, hold  a node of the budget tree; money set aside for one provider attempt
+--   session        an agent's conversation: its turns run strictly in order, one at a time
+--   turn           one request to an agent, made of rounds
+--   round          one answer of the model and the tool calls it asked for
+--   provider_call  one attempt to get one round's answer; each is paid for itself
+--   rule           which events go where
+--   *_ms           milliseconds (of the Unix epoch for a moment); *_micros: millionths of a US dollar
+
+CREATE TABLE migration (
+    version       INTEGER PRIMARY KEY,
+    name          TEXT    NOT NULL,
+    applied_at_ms INTEGER NOT NULL
+);
+
+-- One row: counters that tell other processes that what they hold in memory is stale.
+CREATE TABLE control (
+    control_id      INTEGER PRIMARY KEY CHECK (control_id = 1),
+    routing_version INTEGER NOT NULL
+);
+INSERT INTO control (control_id, routing_version) VALUES (1, 0);
+
+------------------------------------------------------------------------------------------ events
+
+CREATE TABLE event (
+    event_id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    name             TEXT    NOT NULL,
+    data             TEXT    NOT NULL,             -- a JSON object
+    source           TEXT    NOT NULL,             -- operator | agent:<id> | system
+    agent_id         TEXT,                         -- whom it is about
+    orchestration_id TEXT,
+    cause_id         TEXT,                         -- event:<id> or turn:<id>
+    root_id          TEXT    NOT NULL,
+    hops             INTEGER NOT NULL,
+    depth            INTEGER NOT NULL,
+    at_ms            INTEGER NOT NULL
+);
+CREATE INDEX event_by_name ON event (name, event_id);
+CREATE INDEX event_by_root ON event (root_id, event_id);
+CREATE INDEX event_by_agent ON event (agent_id, event_id) WHERE agent_id IS NOT NULL;
+CREATE INDEX event_by_orchestration ON event (orchestration_id, event_id) WHERE orchestration_id IS NOT NULL;
+
+CREATE TABLE outbox (
+    event_id INTEGER PRIMARY KEY REFERENCES event (event_id)
+);
+
+-- Events and commands that wait for their time; the row goes in the transaction of its effect.
+CREATE TABLE delayed_event (
+    delayed_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    due_ms     INTEGER NOT NULL,
+    event      TEXT    NOT NULL,
+    data       TEXT    NOT NULL,
+    condition  TEXT,
+    context    TEXT    NOT NULL                    -- JSON: on whose authority, because of what
+);
+CREATE INDEX delayed_event_due ON delayed_event (due_ms);
+
+-- A client may repeat a call after a time-out: the key returns the first call's result.
+CREATE TABLE idempotency (
+    actor  TEXT    NOT NULL,
+    key    TEXT    NOT NULL,
+    tool   TEXT    NOT NULL,
+    digest TEXT    NOT NULL,                       -- of the arguments: another call may not use the key
+    result TEXT    NOT NULL,
+    at_ms  INTEGER NOT NULL,
+    PRIMARY KEY (actor, key)
+);
+
+----------------------------------------------------------------------------------------- budgets
+
+CREATE TABLE account (
+    account_id          TEXT    PRIMARY KEY,       -- global | <orchestration id> | <agent id>
+    parent_id           TEXT    REFERENCES account (account_id),
+    limit_usd_micros    INTEGER,                   -- NULL: no limit
+    limit_tokens        INTEGER,
+    limit_turns         INTEGER,
+    spent_usd_micros    INTEGER NOT NULL DEFAULT 0,
+    reserved_usd_micros INTEGER NOT NULL DEFAULT 0 CHECK (reserved_usd_micros >= 0),
+    spent_tokens        INTEGER NOT NULL DEFAULT 0,
+    reserved_tokens     INTEGER NOT NULL DEFAULT 0 CHECK (reserved_tokens >= 0),
+    spent_turns         INTEGER NOT NULL DEFAULT 0,
+    closed              INTEGER NOT NULL DEFAULT 0 -- 1: an overrun was booked, nothing more is reserved
+);
+CREATE INDEX account_children ON account (parent_id);
+
+CREATE TABLE hold (
+    hold_id             TEXT    PRIMARY KEY,
+    account_id          TEXT    NOT NULL REFERENCES account (account_id),
+    turn_id             TEXT    NOT NULL,
+    state               TEXT    NOT NULL CHECK (state IN ('reserved', 'sent', 'settled', 'released')),
+    reserved_usd_micros INTEGER NOT NULL,
+    reserved_tokens     INTEGER NOT NULL,
+    cost_usd_micros     INTEGER,                   -- once settled
+    cost_tokens         INTEGER,
+    uncertain           INTEGER NOT NULL DEFAULT 0 -- 1: settled in full, the true cost was not learned
+);
+CREATE INDEX hold_open ON hold (turn_id) WHERE state IN ('reserved', 'sent');
+
+------------------------------------------------------------------------------------------ agents
+
+CREATE TABLE orchestration (
+    n                INTEGER PRIMARY KEY AUTOINCREMENT,
+    orchestration_id TEXT    NOT NULL UNIQUE,
+    pattern          TEXT    NOT NULL,
+    pattern_hash     TEXT    NOT NULL,
+    state            TEXT    NOT NULL CHECK (state IN ('running', 'completed', 'failed', 'stopped')),
+    orchestrator     TEXT    NOT NULL CHECK (orchestrator IN ('client', 'agent')),
+    vars             TEXT    NOT NULL,             -- a JSON object
+    max_depth        INTEGER NOT NULL,
+    created_by       TEXT    NOT NULL,
+    started_at_ms    INTEGER NOT NULL,
+    ended_at_ms      INTEGER,
+    outcome          TEXT,
+    score            REAL,
+    metrics          TEXT,                         -- a JSON object
+    summary          TEXT
+);
+CREATE INDEX orchestration_by_state ON orchestration (state, n);
+
+CREATE TABLE agent (
+    n                INTEGER PRIMARY KEY AUTOINCREMENT,
+    agent_id         TEXT    NOT NULL UNIQUE,
+    name             TEXT    NOT NULL,
+    composition      TEXT,                         -- name@hash it was spawned from
+    parent_id        TEXT    REFERENCES agent (agent_id),
+    orchestration_id TEXT    REFERENCES orchestration (orchestration_id),
+    status           TEXT    NOT NULL CHECK (status IN ('active', 'terminated', 'failed')),
+    provider         TEXT    NOT NULL,
+    model            TEXT    NOT NULL,
+    system           TEXT    NOT NULL,             -- the system prompt, filled in
+    capabilities     TEXT    NOT NULL,             -- a JSON list
+    settings         TEXT    NOT NULL,             -- a JSON object: max_tokens, max_tool_rounds, effort, ...
+    created_by       TEXT    NOT NULL,
+    created_at_ms    INTEGER NOT NULL,
+    last_active_ms   INTEGER NOT NULL,
+    ended_at_ms      INTEGER
+);
+-- A live agent's name is taken within its orchestration (and, outside of any, on the whole server).
+CREATE UNIQUE INDEX agent_live_name ON agent (COALESCE(orchestration_id, ''), name) WHERE status = 'active';
+CREATE INDEX agent_by_parent ON agent (parent_id);
+CREATE INDEX agent_by_orchestration ON agent (orchestration_id);
+
+------------------------------------------------------------------------------------------ queues
+
+-- A lane. Only its head is ever ready; finishing the head promotes the next one.
+CREATE TABLE session (
+    session_id TEXT    PRIMARY KEY,                -- the agent's id
+    tail       INTEGER NOT NULL DEFAULT 0,         -- turns ever put in
+    pending    INTEGER NOT NULL DEFAULT 0          -- turns not finished, the head among them
+);
+
+CREATE TABLE turn (
+    n                INTEGER PRIMARY KEY AUTOINCREMENT,
+    turn_id          TEXT    NOT NULL UNIQUE,
+    session_id       TEXT    NOT NULL REFERENCES session (session_id),
+    seq              INTEGER NOT NULL,
+    priority         INTEGER NOT NULL DEFAULT 0,   -- higher first, inside the session
+    state            TEXT    NOT NULL CHECK (state IN
+                     ('queued', 'ready', 'running', 'retrying', 'blocked', 'done', 'failed', 'cancelled', 'timed_out')),
+    run_at_ms        INTEGER NOT NULL,             -- not before
+    orchestration_id TEXT,
+    provider         TEXT    NOT NULL,
+    prompt           TEXT    NOT NULL,
+    reply_event      TEXT,
+    timeout_s        REAL,
+    op_class         TEXT    NOT NULL DEFAULT 'analysis',
+    created_by       TEXT    NOT NULL,
+    cause_id         TEXT,
+    root_id          TEXT    NOT NULL,
+    hops             INTEGER NOT NULL,
+    depth            INTEGER NOT NULL,
+    attempt          INTEGER NOT NULL DEFAULT 0,   -- how often it was claimed
+    owner            TEXT,                         -- the worker that runs it
+    tries            INTEGER NOT NULL DEFAULT 0,   -- failed provider attempts of the round at hand
+    blocked_on       TEXT,                         -- the account whose reservations stand in the way
+    result           TEXT,
+    partial_text     TEXT,
+    error_class      TEXT CHECK (error_class IN ('infra', 'task', 'budget', 'refused')),
+    error            TEXT,
+    cost_usd_micros  INTEGER NOT NULL DEFAULT 0,
+    tokens           INTEGER NOT NULL DEFAULT 0,
+    created_at_ms    INTEGER NOT NULL,
+    started_at_ms    INTEGER,
+    finished_at_ms   INTEGER,
+    UNIQUE (session_id, seq)
+);
+CREATE INDEX turn_ready ON turn (run_at_ms, n) WHERE state IN ('ready', 'retrying');
+CREATE INDEX turn_running ON turn (owner) WHERE state = 'running';
+CREATE INDEX turn_blocked ON turn (blocked_on) WHERE state = 'blocked';
+CREATE INDEX turn_waiting ON turn (session_id, priority DESC, seq) WHERE state = 'queued';
+CREATE INDEX turn_by_orchestration ON turn (orchestration_id, n);
+
+-- A turn that waits for others: the edges that a circle is looked for in.
+CREATE TABLE turn_wait (
+    turn_id    TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    on_turn_id TEXT NOT NULL,
+    PRIMARY KEY (turn_id, on_turn_id)
+);
+CREATE INDEX turn_wait_session ON turn_wait (session_id);
+
+CREATE TABLE provider_call (
+    call_id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    turn_id         TEXT    NOT NULL REFERENCES turn (turn_id),
+    round           INTEGER NOT NULL,
+    attempt         INTEGER NOT NULL,              -- the turn's attempt that made it
+    hold_id         TEXT    NOT NULL REFERENCES hold (hold_id),
+    provider        TEXT    NOT NULL,
+    model           TEXT    NOT NULL,
+    state           TEXT    NOT NULL CHECK (state IN ('sent', 'answered', 'failed', 'uncertain')),
+    answer          TEXT,                          -- JSON, once answered
+    error_kind      TEXT,
+    error           TEXT,
+    input_tokens    INTEGER NOT NULL DEFAULT 0,
+    output_tokens   INTEGER NOT NULL DEFAULT 0,
+    cache_tokens    INTEGER NOT NULL DEFAULT 0,
+    cost_usd_micros INTEGER NOT NULL DEFAULT 0,
+    sent_at_ms      INTEGER NOT NULL,
+    ended_at_ms     INTEGER
+);
+CREATE UNIQUE INDEX provider_call_answer ON provider_call (turn_id, round) WHERE state = 'answered';
+CREATE INDEX provider_call_by_turn ON provider_call (turn_id, call_id);
+
+CREATE TABLE tool_call (
+    turn_id  TEXT    NOT NULL REFERENCES turn (turn_id),
+    round    INTEGER NOT NULL,
+    idx      INTEGER NOT NULL,
+    tool     TEXT    NOT NULL,
+    args     TEXT    NOT NULL,
+    result   TEXT    NOT NULL,                     -- the text the model reads
+    is_error INTEGER NOT NULL,
+    at_ms    INTEGER NOT NULL,
+    PRIMARY KEY (turn_id, round, idx)
+);
+
+----------------------------------------------------------------------------------------- routing
+
+CREATE TABLE rule (
+    rule_id          TEXT    PRIMARY KEY,
+    source_pattern   TEXT    NOT NULL,
+    source_agent     TEXT,
+    condition        TEXT,
+    target           TEXT    NOT NULL,             -- JSON: an event name or agent:<id>
+    mapping          TEXT,                         -- JSON
+    priority         INTEGER NOT NULL,
+    scope            TEXT    NOT NULL,             -- global | agent:<id> | orchestration:<id>
+    orchestration_id TEXT,
+    enabled          INTEGER NOT NULL,
+    created_by       TEXT    NOT NULL,
+    version          INTEGER NOT NULL,             -- the table version that last touched it
+    created_at_ms    INTEGER NOT NULL,
+    expires_at_ms    INTEGER,
+    deleted_at_ms    INTEGER,                      -- a tombstone, so that other processes notice
+    metadata         TEXT    NOT NULL              -- a JSON object
+);
+CREATE INDEX rule_by_version ON rule (version);
+CREATE INDEX rule_by_scope ON rule (scope) WHERE deleted_at_ms IS NULL;
+CREATE INDEX rule_by_creator ON rule (created_by) WHERE deleted_at_ms IS NULL;
+CREATE INDEX rule_expiry ON rule (expires_at_ms) WHERE deleted_at_ms IS NULL AND expires_at_ms IS NOT NULL;
+
+-- Depth does not bound breadth: each first cause may make so many deliveries and no more.
+CREATE TABLE root_quota (
+    root_id    TEXT    PRIMARY KEY,
+    deliveries INTEGER NOT NULL
+);
+
+------------------------------------------------------------------------- compositions, decisions
+
+-- Rebuildable from the files at any time.
+CREATE TABLE composition (
+    name        TEXT    NOT NULL,
+    layer       TEXT    NOT NULL CHECK (layer IN ('builtin', 'user', 'project')),
+    path        TEXT    NOT NULL,                  -- inside its layer
+    hash        TEXT    NOT NULL,                  -- of its behaviour
+    type        TEXT    NOT NULL,
+    version     TEXT    NOT NULL,
+    description TEXT    NOT NULL,
+    tags        TEXT    NOT NULL,                  -- a JSON list
+    document    TEXT    NOT NULL,                  -- the file as JSON, unresolved
+    mtime_ns    INTEGER NOT NULL,
+    size        INTEGER NOT NULL,
+    PRIMARY KEY (layer, path)
+);
+CREATE INDEX composition_by_name ON composition (name);
+
+-- Every version that was ever used stays retrievable, whatever happens to the files.
+CREATE TABLE composition_version (
+    hash             TEXT    PRIMARY KEY,
+    name             TEXT    NOT NULL,
+    document         TEXT    NOT NULL,             -- resolved, as JSON
+    first_used_at_ms INTEGER NOT NULL
+);
+
+CREATE TABLE decision (
+    decision_id   TEXT    PRIMARY KEY,
+    pattern       TEXT    NOT NULL,
+    decision      TEXT    NOT NULL,
+    context       TEXT,                            -- JSON
+    reasoning     TEXT,
+    confidence    REAL,
+    outcome       TEXT    NOT NULL,
+    score         REAL,
+    agent         TEXT    NOT NULL,
+    orchestration_id TEXT,
+    at_ms         INTEGER NOT NULL
+);
+CREATE INDEX decision_by_pattern ON decision (pattern, at_ms);

@@ -1,0 +1,1 @@
+"""What happened? The append-only log, and the one door to a transaction: `Journal.commit`."""

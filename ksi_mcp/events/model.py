@@ -1,0 +1,90 @@
+"""What an event is, and what may be one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ksi_mcp.db import Row
+from ksi_mcp.errors import Invalid
+from ksi_mcp.ids import EventId
+
+MAX_DATA_BYTES = 64 * 1024
+"""The largest `data` of an event, as JSON in UTF-8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened. `hops` counts deliveries since the last turn, `depth` turns since the first cause."""
+
+    event_id: EventId
+    name: str
+    data: dict[str, Any]
+    source: str
+    agent_id: str | None
+    orchestration_id: str | None
+    cause_id: str | None
+    root_id: str
+    hops: int
+    depth: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Which events a query is for; a field that is None does not restrict."""
+
+    names: tuple[str, ...] = ()
+    agent_id: str | None = None
+    orchestration_id: str | None = None
+    root_id: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    after_id: int = 0
+    visible_to: frozenset[str] | None = None
+    """Orchestration and agent ids that the asker may see; None for everything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Newest first. `cursor` asks for the older ones; None when there are none."""
+
+    events: tuple[Event, ...]
+    cursor: str | None
+
+
+def encode_data(name: str, data: dict[str, Any]) -> str:
+    """The data as JSON.
+
+    Raises:
+        Invalid: it is not JSON, or larger than `MAX_DATA_BYTES`.
+    """
+    try:
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        size = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as failure:
+        raise Invalid(f"the data of event {name[:100]!r} is not JSON: {failure}") from None
+    if size > MAX_DATA_BYTES:
+        raise Invalid(
+            f"the data of event {name[:100]!r} has {size:,} bytes, the limit is {MAX_DATA_BYTES:,}",
+            hint="send a reference or a summary",
+        )
+    return text
+
+
+def event_of(row: Row) -> Event:
+    """The record behind a row."""
+    return Event(
+        event_id=EventId(row["event_id"]),
+        name=row["name"],
+        data=json.loads(row["data"]),
+        source=row["source"],
+        agent_id=row["agent_id"],
+        orchestration_id=row["orchestration_id"],
+        cause_id=row["cause_id"],
+        root_id=row["root_id"],
+        hops=row["hops"],
+        depth=row["depth"],
+        at_ms=row["at_ms"],
+    )

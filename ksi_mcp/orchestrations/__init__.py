@@ -1,0 +1,1 @@
+"""Which runs are open, and how far are they?"""

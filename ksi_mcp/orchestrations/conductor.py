@@ -1,0 +1,203 @@
+"""Runs of patterns: started in one transaction, looked at, ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ksi_mcp.agents import reach
+from ksi_mcp.agents.model import Agent, AgentSpec, check_within
+from ksi_mcp.agents.roster import Roster
+from ksi_mcp.budgets.ledger import Ledger
+from ksi_mcp.budgets.model import GLOBAL
+from ksi_mcp.compositions.drafts import StaticRule
+from ksi_mcp.compositions.library import Library
+from ksi_mcp.db import Tx
+from ksi_mcp.errors import Conflict, Invalid, NotFound
+from ksi_mcp.events.journal import Recorder
+from ksi_mcp.ids import OrchestrationId, new_id
+from ksi_mcp.orchestrations.model import Ending, Orchestration, QueueState, StartPlan, orchestration_of
+from ksi_mcp.permissions import Context, system_context
+from ksi_mcp.queues.model import Turn
+from ksi_mcp.routing.router import Router
+from ksi_mcp.routing.rules import Rule, RuleDraft
+
+
+class Conductor:
+    """Which runs are open, and how far they are. Every function runs inside the caller's transaction."""
+
+    def __init__(self, journal: Recorder, library: Library, roster: Roster, router: Router, ledger: Ledger) -> None:
+        self._journal = journal
+        self._library = library
+        self._roster = roster
+        self._router = router
+        self._ledger = ledger
+
+    def start(self, tx: Tx, ctx: Context, plan: StartPlan) -> tuple[Orchestration, list[Agent], list[Rule]]:
+        """Open a run: its account, its agents, its static rules, all or nothing."""
+        orchestration_id = OrchestrationId(new_id("o"))
+        held = reach.grants(tx, ctx)
+        for spec in plan.agents:
+            if held.capabilities is not None:
+                check_within(spec.capabilities, held.capabilities, holder=str(ctx.actor))
+        tx.run(
+            "orchestrations.insert",
+            {
+                "orchestration_id": orchestration_id,
+                "pattern": plan.resolved.name,
+                "pattern_hash": plan.resolved.hash,
+                "orchestrator": plan.orchestrator,
+                "vars": json.dumps(plan.resolved.vars, ensure_ascii=False, default=str),
+                "max_depth": plan.max_depth,
+                "created_by": str(ctx.actor),
+                "now_ms": tx.now_ms,
+            },
+        )
+        # What an agent starts is paid from its own account, so no run can be a way around a limit.
+        parent = ctx.actor.agent_id or GLOBAL
+        self._ledger.open(tx, orchestration_id, parent_id=parent, limits=plan.limits)
+        self._library.remember(tx, plan.resolved)
+        inside = replace(ctx, orchestration_id=orchestration_id)
+        self._journal.record(
+            tx,
+            "orchestration:started",
+            {
+                "orchestration": orchestration_id,
+                "pattern": plan.resolved.reference,
+                "orchestrator": plan.orchestrator,
+                "agents": [spec.name for spec in plan.agents],
+            },
+            inside,
+        )
+        # The actor's right to start was checked; what the pattern itself makes, the server makes.
+        as_server = system_context(inside)
+        agents = [self._spawn(tx, as_server, spec, orchestration_id) for spec in plan.agents]
+        ids = {agent.name: agent.agent_id for agent in agents}
+        rules = [
+            self._router.add_rule(tx, as_server, draft)
+            for static in plan.rules
+            for draft in _drafts(static, ids, orchestration_id)
+        ]
+        return self.get(tx, orchestration_id), agents, rules
+
+    def _spawn(self, tx: Tx, ctx: Context, spec: AgentSpec, orchestration_id: str) -> Agent:
+        return self._roster.spawn(tx, ctx, replace(spec, orchestration_id=orchestration_id))
+
+    def get(self, tx: Tx, orchestration_id: str) -> Orchestration:
+        """A run by its id, whoever asks.
+
+        Raises:
+            NotFound: there is none.
+        """
+        row = tx.one("orchestrations.one", {"orchestration_id": orchestration_id})
+        if row is None:
+            raise NotFound(
+                f"unknown orchestration {orchestration_id[:80]!r}", hint="orchestration_list shows the runs there are"
+            )
+        return orchestration_of(row)
+
+    def find(self, tx: Tx, ctx: Context, orchestration_id: str | None) -> Orchestration:
+        """A run that the actor can see: an agent sees its own only, and need not name it."""
+        own = reach.grants(tx, ctx).orchestration_id
+        if orchestration_id is None:
+            if own is None:
+                raise Invalid("orchestration is missing", hint="orchestration_list shows the runs there are")
+            return self.get(tx, own)
+        found = self.get(tx, orchestration_id)
+        started_by_actor = found.created_by == str(ctx.actor)
+        if ctx.actor.kind == "agent" and found.orchestration_id != own and not started_by_actor:
+            raise NotFound(f"unknown orchestration {orchestration_id[:80]!r}", hint=f"yours is {own or 'none'}")
+        return found
+
+    def page(
+        self, tx: Tx, ctx: Context, *, state: str | None, pattern: str | None, limit: int, cursor: str | None
+    ) -> tuple[list[Orchestration], str | None]:
+        """Runs, newest first, and where the next page begins."""
+        if cursor is not None and not cursor.isdigit():
+            raise Invalid(f"cursor {cursor[:40]!r} is not one of ours", hint="pass the `cursor` of the last page")
+        visible = None
+        if ctx.actor.kind == "agent":
+            visible = reach.grants(tx, ctx).orchestration_id or ""
+        values = {"state": state, "pattern": pattern, "visible": visible, "limit": limit + 1}
+        rows = tx.all("orchestrations.page", {**values, "before": int(cursor or sys.maxsize)})
+        runs = [orchestration_of(row) for row in rows]
+        return runs[:limit], str(runs[limit - 1].n) if len(runs) > limit else None
+
+    def queue(self, tx: Tx, orchestration_id: str) -> QueueState:
+        """The turns of a run by state, and what they cost so far."""
+        rows = tx.all("queues.census_of_orchestration", {"orchestration_id": orchestration_id})
+        turns: dict[str, int] = {}
+        for row in rows:
+            state = "queued" if row["state"] == "ready" else row["state"]
+            turns[state] = turns.get(state, 0) + row["turns"]
+        return QueueState(
+            turns=turns, usd_micros=sum(row["usd_micros"] for row in rows), tokens=sum(row["tokens"] for row in rows)
+        )
+
+    def end(
+        self, tx: Tx, ctx: Context, run: Orchestration, ending: Ending
+    ) -> tuple[Orchestration, list[Agent], list[Turn]]:
+        """End a run: its agents and rules end with it, what waits is cancelled. The run, its agents, the cancelled turns.
+
+        Raises:
+            Conflict: it has ended before.
+        """
+        changed = tx.run(
+            "orchestrations.end",
+            {
+                "orchestration_id": run.orchestration_id,
+                "state": ending.state,
+                "outcome": ending.outcome,
+                "score": ending.score,
+                "metrics": None if ending.metrics is None else json.dumps(ending.metrics, ensure_ascii=False),
+                "summary": ending.summary,
+                "now_ms": tx.now_ms,
+            },
+        )
+        if changed == 0:
+            raise Conflict(f"orchestration {run.orchestration_id} is {run.state} already", hint="nothing was changed")
+        inside = replace(ctx, orchestration_id=run.orchestration_id)
+        agents = self._roster.living_in(tx, run.orchestration_id)
+        cancelled: list[Turn] = []
+        for agent in agents:
+            cancelled += self.end_agent(tx, inside, agent, reason=f"the orchestration was {ending.state}")
+        self._router.end_scope(tx, f"orchestration:{run.orchestration_id}")
+        self._journal.record(
+            tx,
+            f"orchestration:{ending.state}",
+            {
+                "orchestration": run.orchestration_id,
+                "pattern": run.pattern,
+                "outcome": ending.outcome,
+                "score": ending.score,
+                "agents": len(agents),
+                "cancelled": len(cancelled),
+            },
+            inside,
+        )
+        return self.get(tx, run.orchestration_id), agents, cancelled
+
+    def end_agent(self, tx: Tx, ctx: Context, agent: Agent, *, reason: str) -> list[Turn]:
+        """End one agent and the rules that live with it; the turns cancelled by it."""
+        cancelled = self._roster.end(tx, ctx, agent, life="terminated", reason=reason)
+        self._router.end_scope(tx, f"agent:{agent.agent_id}")
+        return cancelled
+
+
+def _drafts(static: StaticRule, ids: Mapping[str, str], orchestration_id: str) -> list[RuleDraft]:
+    """A pattern's rule speaks of roles; a rule of the table speaks of agents. One draft a target."""
+    return [
+        RuleDraft(
+            source_pattern=static.pattern,
+            source_agent=None if static.source is None else ids.get(static.source, static.source),
+            condition=static.condition,
+            target=f"agent:{ids[target]}" if target in ids else target,
+            mapping=static.mapping,
+            priority=static.priority if static.priority is not None else 100,
+            ttl_s=static.ttl_s,
+            scope=f"orchestration:{orchestration_id}",
+        )
+        for target in static.targets
+    ]

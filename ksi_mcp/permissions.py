@@ -1,0 +1,117 @@
+"""Who acts, what they may do, and the server-made context that says so.
+
+Default is refuse: an agent holds exactly the capabilities it was spawned with, and a tool names
+the one capability it needs. The operator (the MCP client or the command line on this machine)
+holds them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ksi_mcp.ids import AgentId, OrchestrationId, RootId, TurnId, WorkerId, new_id
+
+Capability = Literal[
+    "base",
+    "messaging",
+    "spawn_agents",
+    "routing_control",
+    "decisions",
+    "compositions",
+    "orchestration",
+    "operator",
+]
+"""What an actor may do.
+
+`base` look around and emit events · `messaging` send to and wait for agents · `spawn_agents` make
+and end children · `routing_control` change routing rules · `decisions` track decisions ·
+`compositions` write the library · `orchestration` start, control and complete runs · `operator`
+what only the person at the machine may do (never granted to an agent).
+"""
+
+AGENT_CAPABILITIES: tuple[Capability, ...] = (
+    "base",
+    "messaging",
+    "spawn_agents",
+    "routing_control",
+    "decisions",
+    "compositions",
+    "orchestration",
+)
+"""Every capability an agent can be given, in the order in which they are shown."""
+
+ActorKind = Literal["operator", "agent", "system"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """Who does something. Decided by the server from the connection, never from an argument."""
+
+    kind: ActorKind
+    agent_id: AgentId | None = None
+
+    def __str__(self) -> str:
+        return f"agent:{self.agent_id}" if self.kind == "agent" else self.kind
+
+
+OPERATOR = Actor(kind="operator")
+SYSTEM = Actor(kind="system")
+
+
+def agent_actor(agent_id: str) -> Actor:
+    """The actor that an agent is in its own turn."""
+    return Actor(kind="agent", agent_id=AgentId(agent_id))
+
+
+def actor_of(source: str) -> Actor:
+    """The actor behind a stored `source` string such as `agent:a_7f3kq0m2xd`."""
+    if source.startswith("agent:"):
+        return agent_actor(source.removeprefix("agent:"))
+    return OPERATOR if source == "operator" else SYSTEM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """The place in a turn that a tool call fills: its effect and result commit together here."""
+
+    turn_id: TurnId
+    attempt: int
+    owner: WorkerId
+    round: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Who acts and because of what; made by the server for each call.
+
+    `hops` counts deliveries since the last turn, `depth` turns since the first cause.
+    """
+
+    actor: Actor
+    root_id: RootId
+    cause_id: str | None = None
+    hops: int = 0
+    depth: int = 0
+    orchestration_id: OrchestrationId | None = None
+    slot: Slot | None = None
+
+    def hop(self, *, cause_id: str) -> Context:
+        """The context of something delivered because of `cause_id`: one hop further on."""
+        return replace(self, cause_id=cause_id, hops=self.hops + 1, slot=None)
+
+
+def within(ctx: Context, orchestration_id: str | None) -> Context:
+    """The same call, as part of a run."""
+    return replace(ctx, orchestration_id=None if orchestration_id is None else OrchestrationId(orchestration_id))
+
+
+def fresh_context(actor: Actor, *, orchestration_id: OrchestrationId | None = None) -> Context:
+    """A context with no cause before it: a client's call, a start-up, a timer."""
+    return Context(actor=actor, root_id=RootId(new_id("x")), orchestration_id=orchestration_id)
+
+
+def system_context(like: Context) -> Context:
+    """The same chain of causes, with the server itself as the actor."""
+    return replace(like, actor=SYSTEM, slot=None)

@@ -1,0 +1,1 @@
+"""Which model answers? One `Provider` per way to reach one."""

@@ -1,0 +1,1 @@
+"""The public surface: each operation is declared once, one file a capability."""

@@ -1,0 +1,42 @@
+"""Every tool there is, and the few that a client is shown by default."""
+
+from __future__ import annotations
+
+from ksi_mcp.tools import agents, budgets, compositions, decisions, events, observe, orchestrations, routing
+from ksi_mcp.tools.tool import Tool
+
+ALL_TOOLS: tuple[Tool, ...] = (
+    *agents.TOOLS,
+    *events.TOOLS,
+    *routing.TOOLS,
+    *compositions.TOOLS,
+    *decisions.TOOLS,
+    *orchestrations.TOOLS,
+    *budgets.TOOLS,
+    *observe.TOOLS,
+)
+
+DEFAULT_TOOLS: tuple[str, ...] = (
+    "agent_spawn",
+    "agent_send",
+    "agent_wait",
+    "agent_list",
+    "agent_terminate",
+    "event_emit",
+    "event_query",
+    "routing_add_rule",
+    "routing_modify_rule",
+    "routing_delete_rule",
+    "routing_query_rules",
+    "routing_explain",
+    "composition_discover",
+    "composition_get",
+    "composition_fork",
+    "composition_track_decision",
+    "orchestration_start",
+    "orchestration_status",
+    "orchestration_control",
+    "orchestration_complete",
+    "help",
+)
+"""The rest is one `help` and `event_emit` away."""

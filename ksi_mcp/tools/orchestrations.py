@@ -1,0 +1,339 @@
+"""Runs of patterns: start, look, stop, complete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ksi_mcp.agents.model import Agent, check_agent_name
+from ksi_mcp.agents.roster import Delivery
+from ksi_mcp.budgets.model import Limits
+from ksi_mcp.compositions.resolve import Resolved
+from ksi_mcp.db import Tx
+from ksi_mcp.errors import Invalid
+from ksi_mcp.events.model import EventFilter
+from ksi_mcp.orchestrations.model import Ending, Orchestration, StartPlan
+from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.specs import BudgetWants, limits_of_wish, spec_of, tightest
+from ksi_mcp.tools.tool import View, tool
+from ksi_mcp.tools.views import AgentView, BudgetView, CensusView, EventView, at
+
+BASE_ORCHESTRATOR = "base_orchestrator"
+ORCHESTRATOR = "orchestrator"
+_MAX_DEPTH = 100_000
+
+
+class AgentBrief(View):
+    """An agent of a run."""
+
+    agent: str
+    name: str
+    status: str
+    pending_turns: int
+
+    @classmethod
+    def of(cls, agent: Agent) -> AgentBrief:
+        """From the record."""
+        return cls(agent=agent.agent_id, name=agent.name, status=agent.status, pending_turns=agent.pending)
+
+
+class Started(View):
+    """The open run: its agents, its rules, and the strategy for you to carry out with the tools."""
+
+    orchestration: str
+    pattern: str
+    agents: list[AgentView]
+    rules: list[str]
+    budget: BudgetView
+    description: str | None = None
+    strategy: str | None = None
+    includes: dict[str, str] | None = None
+    warnings: list[str] | None = None
+    turn: str | None = None
+    next: str
+
+
+class RunView(View):
+    """A run in a list."""
+
+    orchestration: str
+    pattern: str
+    state: str
+    started_at: str
+    ended_at: str | None = None
+    outcome: str | None = None
+    score: float | None = None
+    summary: str | None = None
+
+    @classmethod
+    def of(cls, run: Orchestration) -> RunView:
+        """From the record."""
+        return cls(
+            orchestration=run.orchestration_id,
+            pattern=f"{run.pattern}@{run.pattern_hash[:12]}",
+            state=run.state,
+            started_at=at(run.started_at_ms),
+            ended_at=None if run.ended_at_ms is None else at(run.ended_at_ms),
+            outcome=run.outcome,
+            score=run.score,
+            summary=run.summary,
+        )
+
+
+class RunsView(View):
+    """Newest first."""
+
+    orchestrations: list[RunView]
+    cursor: str | None = None
+
+
+class StatusView(RunView):
+    """How far a run is: agents, queue, spend, census of its turns, newest events, and what to do next."""
+
+    agents: list[AgentBrief]
+    census: CensusView
+    queue: dict[str, int]
+    budget: BudgetView
+    events: list[EventView]
+    metrics: dict[str, Any] | None = None
+    next: list[str]
+
+
+class EndedView(RunView):
+    """The run as it ended."""
+
+    agents_ended: int
+    cancelled_turns: int
+    budget: BudgetView
+
+
+@tool("orchestration_start", needs="orchestration", effects="writes", title="Start a pattern", aliases={"name": "pattern"})
+async def orchestration_start(
+    call: Call,
+    *,
+    pattern: Annotated[str, Field(description="from composition_discover")],
+    vars: dict[str, Any] | None = None,  # noqa: A002  the published name
+    budget: Annotated[BudgetWants | None, Field(description="for the whole run")] = None,
+    orchestrator: Annotated[Literal["client", "agent"], Field(description="who follows the strategy")] = "client",
+    provider: Annotated[str | None, Field(description="for agents that name none")] = None,
+    model: str | None = None,
+    idempotency_key: Annotated[str | None, Field(max_length=200)] = None,
+) -> Started:
+    """Start a run of a pattern: account, agents and rules in one transaction. Returns the strategy for you to follow.
+
+    With orchestrator='agent' an agent follows it instead. End it with orchestration_complete.
+    """
+    resolved = await call.svc.library.resolve(pattern, vars or {})
+    if resolved.type not in ("orchestration", "ensemble"):
+        raise Invalid(
+            f"composition {resolved.name!r} is of type {resolved.type!r}, not an orchestration",
+            hint="composition_discover(type='orchestration') lists patterns; agent_spawn makes one agent",
+        )
+    leader = await call.svc.library.resolve(BASE_ORCHESTRATOR, {}) if orchestrator == "agent" else None
+    plan = _plan(call, resolved, leader, budget, provider=provider, model=model)
+
+    def work(tx: Tx) -> Started:
+        run, agents, rules = call.svc.conductor.start(tx, call.ctx, plan)
+        turn = None
+        if leader is not None:
+            call.svc.library.remember(tx, leader)
+            chief = next(agent for agent in agents if agent.name == ORCHESTRATOR)
+            turn = call.svc.roster.send(tx, call.ctx, chief, _briefing(run, resolved, agents), Delivery()).turn_id
+        logic = resolved.document.get("orchestration_logic")
+        about = logic.get("description") if isinstance(logic, dict) else None
+        return Started(
+            orchestration=run.orchestration_id,
+            pattern=resolved.reference,
+            agents=[AgentView.of(agent) for agent in agents],
+            rules=[rule.rule_id for rule in rules],
+            budget=BudgetView.of(call.svc.ledger.account(tx, run.orchestration_id)),
+            description=about if isinstance(about, str) else None,
+            strategy=(resolved.strategy or None) if orchestrator == "client" else None,
+            includes=resolved.includes or None,
+            warnings=list(resolved.warnings) or None,
+            turn=turn,
+            next="follow the strategy with the tools, then orchestration_complete"
+            if orchestrator == "client"
+            else "orchestration_status, or agent_wait on this turn, until the orchestrator has completed the run",
+        )
+
+    return await call.commit(work, key=idempotency_key, again=Started)
+
+
+def _plan(
+    call: Call,
+    resolved: Resolved,
+    leader: Resolved | None,
+    budget: BudgetWants | None,
+    *,
+    provider: str | None,
+    model: str | None,
+) -> StartPlan:
+    specs = []
+    for draft in resolved.agents:
+        check_agent_name(draft.role)
+        specs.append(
+            spec_of(
+                call.svc,
+                draft,
+                name=draft.role,
+                composition=resolved.reference,
+                provider=draft.provider or provider,
+                model=draft.model or model,
+            )
+        )
+    if leader is not None:
+        if any(spec.name == ORCHESTRATOR for spec in specs):
+            raise Invalid(f"the pattern has an agent named {ORCHESTRATOR!r}", hint="start it with orchestrator='client'")
+        specs.append(
+            spec_of(
+                call.svc, leader.agents[0], name=ORCHESTRATOR, composition=leader.reference, provider=provider, model=model
+            )
+        )
+    asked = resolved.document.get("max_depth", call.svc.config.max_depth)
+    if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked <= _MAX_DEPTH:
+        raise Invalid(f"max_depth of the pattern is {asked!r:.40}", hint=f"a whole number from 1 to {_MAX_DEPTH:,}")
+    limits = budget.limits() if budget is not None else Limits()
+    return StartPlan(
+        resolved=resolved,
+        agents=tuple(specs),
+        rules=resolved.rules,
+        limits=tightest(limits, limits_of_wish(resolved.budget)),
+        orchestrator="client" if leader is None else "agent",
+        max_depth=asked,
+    )
+
+
+def _briefing(run: Orchestration, resolved: Resolved, agents: list[Agent]) -> str:
+    team = "\n".join(f"- {agent.name} ({agent.agent_id})" for agent in agents if agent.name != ORCHESTRATOR)
+    texts = "\n\n".join(f"## {name}\n{text}" for name, text in resolved.includes.items())
+    return (
+        f"Carry out orchestration {run.orchestration_id}, a run of the pattern {resolved.reference}.\n\n"
+        f"Your agents:\n{team or '- none yet'}\n\nVariables: {resolved.vars}\n\n"
+        f"# Strategy\n{resolved.strategy}\n\n{texts}\n\n"
+        "When it is done, call orchestration_complete with the outcome."
+    )
+
+
+@tool("orchestration_status", needs="base", effects="reads", title="See how far a run is", idempotent=True)
+async def orchestration_status(
+    call: Call,
+    *,
+    orchestration: Annotated[str | None, Field(description="default for an agent: its own")] = None,
+    events: Annotated[int, Field(description="newest events to show", ge=0, le=50)] = 10,
+) -> StatusView:
+    """Return a run's agents, queue, spend against its budget, census of turns, newest events and next steps."""
+
+    def work(tx: Tx) -> StatusView:
+        run = call.svc.conductor.find(tx, call.ctx, orchestration)
+        agents = call.svc.roster.living_in(tx, run.orchestration_id)
+        queue = call.svc.conductor.queue(tx, run.orchestration_id)
+        turns = queue.turns
+        done = {"done", "failed", "cancelled", "timed_out"}
+        census = CensusView(
+            asked=sum(turns.values()),
+            ok=turns.get("done", 0),
+            failed=turns.get("failed", 0),
+            cancelled=turns.get("cancelled", 0),
+            timed_out=turns.get("timed_out", 0),
+            pending=sum(count for state, count in turns.items() if state not in done),
+        )
+        return StatusView(
+            **RunView.of(run).model_dump(),
+            agents=[AgentBrief.of(agent) for agent in agents[:100]],
+            census=census,
+            queue={state: count for state, count in turns.items() if state not in done},
+            budget=BudgetView.of(call.svc.ledger.account(tx, run.orchestration_id)),
+            events=[],
+            metrics=run.metrics,
+            next=_next_steps(run, agents, census),
+        )
+
+    status = await call.read(work)
+    if not events:
+        return status
+    page = await call.svc.journal.query(EventFilter(orchestration_id=status.orchestration), limit=events)
+    return status.model_copy(update={"events": [EventView.of(event) for event in page.events]})
+
+
+def _next_steps(run: Orchestration, agents: list[Agent], census: CensusView) -> list[str]:
+    if run.state != "running":
+        return [f"the run is {run.state}; agent_history and event_query still show what happened"]
+    steps = []
+    if census.pending:
+        names = [agent.name for agent in agents if agent.pending][:5]
+        steps.append(f"agent_wait(agents={names}): {census.pending} turns are pending")
+    if census.failed:
+        steps.append("event_query(names=['completion:failed']) says why turns failed")
+    if not census.pending:
+        steps.append("nothing is pending: send the next messages, or orchestration_complete")
+    return steps
+
+
+@tool("orchestration_list", needs="base", effects="reads", title="List runs", idempotent=True)
+async def orchestration_list(
+    call: Call,
+    *,
+    state: Literal["running", "completed", "failed", "stopped"] | None = None,
+    pattern: str | None = None,
+    limit: Annotated[int, Field(ge=1, le=100)] = 20,
+    cursor: str | None = None,
+) -> RunsView:
+    """List runs, newest first."""
+
+    def work(tx: Tx) -> RunsView:
+        runs, following = call.svc.conductor.page(
+            tx, call.ctx, state=state, pattern=pattern, limit=limit, cursor=cursor
+        )
+        return RunsView(orchestrations=[RunView.of(run) for run in runs], cursor=following)
+
+    return await call.read(work)
+
+
+@tool("orchestration_control", needs="orchestration", effects="destroys", title="Stop a run")
+async def orchestration_control(
+    call: Call, *, orchestration: str, action: Literal["stop"], reason: str | None = None
+) -> EndedView:
+    """Stop a run without an outcome: its agents and rules end, what waits is cancelled. History stays."""
+    assert action == "stop"  # noqa: S101  the only one there is
+    return await _end(call, orchestration, Ending(state="stopped", summary=reason))
+
+
+@tool("orchestration_complete", needs="orchestration", effects="destroys", title="Complete a run")
+async def orchestration_complete(
+    call: Call,
+    *,
+    orchestration: Annotated[str | None, Field(description="default for an agent: its own")] = None,
+    outcome: Annotated[str, Field(description="success, failure, or your word", max_length=200)] = "success",
+    score: float | None = None,
+    metrics: dict[str, Any] | None = None,
+    summary: Annotated[str | None, Field(max_length=20_000)] = None,
+) -> EndedView:
+    """End a run with its outcome and score: the evidence on which patterns evolve. Its agents and rules end with it."""
+    state: Literal["completed", "failed"] = "failed" if outcome in ("failure", "failed") else "completed"
+    ending = Ending(state=state, outcome=outcome, score=score, metrics=metrics, summary=summary)
+    return await _end(call, orchestration, ending)
+
+
+async def _end(call: Call, orchestration: str | None, ending: Ending) -> EndedView:
+    def work(tx: Tx) -> EndedView:
+        run = call.svc.conductor.find(tx, call.ctx, orchestration)
+        ended, agents, cancelled = call.svc.conductor.end(tx, call.ctx, run, ending)
+        return EndedView(
+            **RunView.of(ended).model_dump(),
+            agents_ended=len(agents),
+            cancelled_turns=len(cancelled),
+            budget=BudgetView.of(call.svc.ledger.account(tx, run.orchestration_id)),
+        )
+
+    return await call.commit(work)
+
+
+TOOLS = (
+    orchestration_start,
+    orchestration_status,
+    orchestration_control,
+    orchestration_complete,
+    orchestration_list,
+)

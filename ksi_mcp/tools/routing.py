@@ -1,0 +1,316 @@
+"""Routing rules: add, change, end, look, explain."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from ksi_mcp.agents import reach
+from ksi_mcp.agents.model import Agent
+from ksi_mcp.db import Tx
+from ksi_mcp.errors import Invalid, NotFound
+from ksi_mcp.events.model import event_of
+from ksi_mcp.routing.matching import Match
+from ksi_mcp.routing.rules import Rule, RuleDraft
+from ksi_mcp.routing.store import RuleFilter
+from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.tool import Part, View, tool
+from ksi_mcp.tools.views import at
+
+
+def published_rule(given: dict[str, Any]) -> dict[str, Any]:
+    """A rule as KSI's documents write it, in our words: `target_agent`, `targets`, `ttl`, `pattern`."""
+    rule = dict(given)
+    for old, new in (("ttl", "ttl_s"), ("pattern", "source_pattern"), ("id", "rule_id"), ("from", "source_agent")):
+        if old in rule and new not in rule:
+            rule[new] = rule.pop(old)
+    if "target_agent" in rule and "target" not in rule:
+        name = rule.pop("target_agent")
+        rule["target"] = name if str(name).startswith("agent:") else f"agent:{name}"
+    if "targets" in rule and "target" not in rule:
+        targets = rule.pop("targets")
+        rule["target"] = targets[0] if isinstance(targets, list) and len(targets) == 1 else targets
+    return rule
+
+
+class RuleWants(Part):
+    """A rule as it is asked for."""
+
+    source_pattern: str = Field(description="event names: `*` a segment or part, `**` any number")
+    target: str = Field(description="event name, or agent:<id or name>")
+    condition: str | None = Field(default=None, description="e.g. data.score > 0.7 and source != 'operator'")
+    mapping: dict[str, Any] | str | None = Field(default=None, description="e.g. {'task': '{{data.task_id}}'}; none: as is")
+    priority: int = Field(default=100, ge=0, le=10_000)
+    ttl_s: float | None = Field(default=None, gt=0)
+    source_agent: str | None = Field(default=None, description="whose events: id, name or glob")
+    scope: str | None = Field(default=None, description="global, agent:<id> or orchestration:<id>: it ends with that")
+    enabled: bool = True
+    rule_id: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        return published_rule(given) if isinstance(given, dict) else given
+
+
+def draft_of(wants: RuleWants, *, own: Agent | None = None, default_scope: str | None = None) -> RuleDraft:
+    """As the router takes it; `self` as source or target is the agent the rule is made with."""
+
+    def named(text: str) -> str:
+        if own is not None and text in ("self", "agent:self", own.name, f"agent:{own.name}"):
+            return f"agent:{own.agent_id}"
+        return text
+
+    return RuleDraft(
+        source_pattern=wants.source_pattern,
+        target=named(wants.target) if wants.target.startswith("agent:") or wants.target == "self" else wants.target,
+        condition=wants.condition,
+        mapping=wants.mapping,
+        priority=wants.priority,
+        ttl_s=wants.ttl_s,
+        source_agent=None if wants.source_agent is None else named(wants.source_agent).removeprefix("agent:"),
+        scope=wants.scope or default_scope,
+        enabled=wants.enabled,
+        metadata=wants.metadata or {},
+        rule_id=wants.rule_id,
+    )
+
+
+class RuleView(View):
+    """A rule of the table; `version` is the table version that last touched it."""
+
+    rule_id: str
+    source_pattern: str
+    source_agent: str | None = None
+    condition: str | None = None
+    target: str
+    mapping: Any = None
+    priority: int
+    scope: str
+    enabled: bool | None = None
+    created_by: str
+    version: int
+    expires_at: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, rule: Rule) -> RuleView:
+        """From the record."""
+        return cls(
+            rule_id=rule.rule_id,
+            source_pattern=rule.source_pattern,
+            source_agent=rule.source_agent,
+            condition=rule.condition,
+            target=str(rule.target),
+            mapping=rule.mapping,
+            priority=rule.priority,
+            scope=rule.scope,
+            enabled=None if rule.enabled else False,
+            created_by=rule.created_by,
+            version=rule.version,
+            expires_at=None if rule.expires_at_ms is None else at(rule.expires_at_ms),
+            metadata=dict(rule.metadata) or None,
+        )
+
+
+class RulesView(View):
+    """Living rules, in the order in which they fire."""
+
+    rules: list[RuleView]
+    cursor: str | None = None
+
+
+class Deleted(View):
+    """The rule that is gone."""
+
+    deleted: str
+
+
+class MatchView(View):
+    """What becomes of one rule whose pattern hears the event."""
+
+    rule_id: str
+    outcome: str
+    reason: str | None = None
+    target: str
+    priority: int
+    payload: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, match: Match) -> MatchView:
+        """From the record."""
+        return cls(
+            rule_id=match.rule.rule_id,
+            outcome=match.outcome,
+            reason=match.reason,
+            target=str(match.rule.target),
+            priority=match.rule.priority,
+            payload=match.data,
+        )
+
+
+class ExplainView(View):
+    """Which rules fire for an event, in order and with what payload; which do not, and why."""
+
+    event: str
+    fires: list[MatchView]
+    not_firing: list[MatchView]
+    rules_hidden_from_you: int | None = None
+    table_version: int
+
+
+@tool(
+    "routing_add_rule",
+    needs="routing_control",
+    effects="writes",
+    title="Add a routing rule",
+    aliases={"ttl": "ttl_s", "pattern": "source_pattern"},
+    convert=published_rule,
+)
+async def routing_add_rule(
+    call: Call,
+    *,
+    source_pattern: Annotated[str, Field(description="`task:*` one segment or part; `a:**` any number")],
+    target: Annotated[str, Field(description="event name or agent:<id or name>")],
+    condition: Annotated[str | None, Field(description="e.g. data.score > 0.7 and source != 'operator'")] = None,
+    mapping: Annotated[dict[str, Any] | str | None, Field(description="{'task':'{{data.id}}'}; default: data as is")] = None,
+    priority: Annotated[int, Field(ge=0, le=10_000)] = 100,
+    ttl_s: Annotated[float | None, Field(gt=0)] = None,
+    source_agent: Annotated[str | None, Field(description="only this agent's events: id, name, glob")] = None,
+    scope: Annotated[str | None, Field(description="global | agent:<id> | orchestration:<id>; ends with it")] = None,
+    enabled: bool = True,
+    rule_id: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    reason: str | None = None,
+) -> RuleView:
+    """Send every event that matches, from now on, to an event name or an agent (which gets a turn). Returns the rule.
+
+    Agents' results are events completion:result {agent, agent_name, text}. All matching rules fire, higher priority
+    first. Try it with routing_explain.
+    """
+    notes = {**(metadata or {}), **({"reason": reason[:500]} if reason else {})}
+    wants = RuleWants(
+        source_pattern=source_pattern,
+        target=target,
+        condition=condition,
+        mapping=mapping,
+        priority=priority,
+        ttl_s=ttl_s,
+        source_agent=source_agent,
+        scope=scope,
+        enabled=enabled,
+        rule_id=rule_id,
+        metadata=notes or None,
+    )
+    draft = draft_of(wants)
+    return await call.commit(lambda tx: RuleView.of(call.svc.router.add_rule(tx, call.ctx, draft)))
+
+
+@tool("routing_modify_rule", needs="routing_control", effects="writes", title="Change a routing rule", idempotent=True)
+async def routing_modify_rule(
+    call: Call,
+    *,
+    rule_id: str,
+    updates: Annotated[dict[str, Any], Field(description="fields of routing_add_rule; null clears")],
+    reason: str | None = None,
+) -> RuleView:
+    """Change fields of a rule, from now on. Returns the rule as it is then."""
+    changes = published_rule(updates)
+    if reason is not None:
+        changes.setdefault("metadata", {})
+        if isinstance(changes["metadata"], dict):
+            changes["metadata"] = {**changes["metadata"], "reason": reason[:500]}
+    return await call.commit(lambda tx: RuleView.of(call.svc.router.modify_rule(tx, call.ctx, rule_id, changes)))
+
+
+@tool("routing_delete_rule", needs="routing_control", effects="destroys", title="Delete a routing rule")
+async def routing_delete_rule(call: Call, *, rule_id: str, reason: str | None = None) -> Deleted:
+    """End a rule at once. Deliveries made by it stay made."""
+    return await call.commit(
+        lambda tx: Deleted(deleted=call.svc.router.delete_rule(tx, call.ctx, rule_id, reason).rule_id)
+    )
+
+
+@tool(
+    "routing_query_rules",
+    needs="base",
+    effects="reads",
+    title="List routing rules",
+    idempotent=True,
+    commands=("routing:query_routes",),
+)
+async def routing_query_rules(
+    call: Call,
+    *,
+    filter: Annotated[  # noqa: A002  the published name
+        dict[str, Any] | None,
+        Field(description="event (heard name), source_pattern, source_agent, target, created_by, orchestration, enabled"),
+    ] = None,
+    agent_scope: Annotated[str | None, Field(description="rules that live with this agent")] = None,
+    limit: Annotated[int, Field(ge=1, le=200)] = 50,
+    cursor: str | None = None,
+) -> RulesView:
+    """List living rules in the order in which they fire. filter={'event': 'task:new'}: who hears that event."""
+    wanted = _filter(filter or {}, agent_scope)
+
+    def work(tx: Tx) -> RulesView:
+        page = call.svc.router.query_rules(tx, call.ctx, wanted, limit=limit, cursor=cursor)
+        return RulesView(rules=[RuleView.of(rule) for rule in page.rules], cursor=page.cursor)
+
+    return await call.read(work)
+
+
+@tool("routing_explain", needs="base", effects="reads", title="Explain where an event goes", idempotent=True)
+async def routing_explain(
+    call: Call,
+    *,
+    event: str | None = None,
+    data: dict[str, Any] | None = None,
+    source: Annotated[str | None, Field(description="operator or agent:<id>")] = None,
+    event_id: Annotated[int | None, Field(description="or a recorded event")] = None,
+) -> ExplainView:
+    """Dry run: which rules would fire for an event, with what payload, and why the others would not."""
+    if (event is None) == (event_id is None):
+        raise Invalid("give event (with data) or event_id, one of them")
+
+    def work(tx: Tx) -> ExplainView:
+        if event_id is not None:
+            row = tx.one("events.one", {"event_id": event_id})
+            seen = reach.visible_scopes(tx, call.ctx)
+            if row is None or (seen is not None and not {row["agent_id"], row["orchestration_id"]} & seen):
+                raise NotFound(f"there is no event {event_id}", hint="event_query shows recorded events")
+            found = call.svc.router.preview(tx, call.ctx, event_of(row))
+        else:
+            found = call.svc.router.explain(tx, call.ctx, event or "", data, source)
+        return ExplainView(
+            event=found.event,
+            fires=[MatchView.of(match) for match in found.fires],
+            not_firing=[MatchView.of(match) for match in found.losers],
+            rules_hidden_from_you=found.hidden or None,
+            table_version=found.version,
+        )
+
+    return await call.read(work)
+
+
+_FILTER_KEYS = {"orchestration": "orchestration_id", "pattern": "source_pattern", "target_agent": "target"}
+
+
+def _filter(given: dict[str, Any], agent_scope: str | None) -> RuleFilter:
+    known = set(RuleFilter.__slots__)
+    fields = {_FILTER_KEYS.get(key, key): value for key, value in given.items()}
+    if unknown := sorted(set(fields) - known):
+        raise Invalid(f"unknown filter keys: {', '.join(unknown)[:200]}", hint=f"there are {', '.join(sorted(known))}")
+    for key, value in fields.items():
+        if not isinstance(value, bool if key == "enabled" else str):
+            raise Invalid(f"filter {key} is {value!r:.60}", hint="true or false" if key == "enabled" else "a text")
+    if "target_agent" in given:
+        fields["target"] = f"agent:{given['target_agent']}"
+    if agent_scope is not None:
+        fields["scope"] = f"agent:{agent_scope.removeprefix('agent:')}"
+    return RuleFilter(**fields)
+
+
+TOOLS = (routing_add_rule, routing_modify_rule, routing_delete_rule, routing_query_rules, routing_explain)

@@ -1,0 +1,198 @@
+"""The one declaration of an operation: name, typed parameters, needed capability, effect.
+
+The MCP tool, the tool that an agent is given, the command event and the command line all come from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from ksi_mcp.errors import Invalid
+
+if TYPE_CHECKING:
+    from ksi_mcp.permissions import Capability
+    from ksi_mcp.tools.call import Call
+
+Effects = Literal["reads", "writes", "destroys"]
+"""`destroys` ends or deletes something that cannot be brought back."""
+
+
+class View(BaseModel):
+    """A result as it leaves: fields that are None are left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class Part(BaseModel):
+    """A structured argument: unknown keys are refused, as in the arguments themselves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Body = Callable[..., Awaitable[View]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A declared operation."""
+
+    name: str
+    body: Body
+    needs: Capability
+    effects: Effects
+    title: str
+    description: str
+    waits: bool = False
+    idempotent: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of parameters, as published elsewhere, and what they are here."""
+    commands: tuple[str, ...] = ()
+    """Other names of its command event."""
+    convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Rewrites published argument shapes into ours, before validation."""
+
+    @property
+    def command(self) -> str:
+        """The command event: `routing_add_rule` is `routing:add_rule`."""
+        return self.name.replace("_", ":", 1)
+
+    def model(self) -> type[BaseModel]:
+        """The arguments as a pydantic model."""
+        return _model_of(self.name, self.body)
+
+    def schema(self) -> dict[str, Any]:
+        """The arguments as a compact JSON schema: no titles, no `anyOf` with null."""
+        return _schema_of(self.name, self.body)
+
+    def validate(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Check and convert arguments.
+
+        Raises:
+            Invalid: an argument is missing, unknown or of the wrong type; all are named at once.
+        """
+        given = {self.aliases.get(name, name): value for name, value in args.items()}
+        if len(given) != len(args):
+            twice = next(alias for alias, name in self.aliases.items() if alias in args and name in args)
+            raise Invalid(f"{self.name}: {twice!r} and {self.aliases[twice]!r} are the same parameter", hint="give one")
+        if self.convert is not None:
+            given = self.convert(given)
+        try:
+            checked = self.model().model_validate(given)
+        except ValidationError as failure:
+            raise Invalid(_explain(self, failure), hint=f"parameters are {self._signature()}") from None
+        return {name: getattr(checked, name) for name in type(checked).model_fields}
+
+    def _signature(self) -> str:
+        schema = self.schema()
+        required = set(schema.get("required", ()))
+        names = schema.get("properties", {})
+        return ", ".join(name if name in required else f"{name}?" for name in names) or "none"
+
+
+def tool(  # noqa: PLR0913  a declaration says it all in one place
+    name: str,
+    *,
+    needs: Capability,
+    effects: Effects,
+    title: str,
+    waits: bool = False,
+    idempotent: bool = False,
+    aliases: Mapping[str, str] | None = None,
+    commands: tuple[str, ...] = (),
+    convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Callable[[Body], Tool]:
+    """Declare the function below as a tool: its docstring is the description, its keywords are the parameters."""
+
+    def declare(body: Body) -> Tool:
+        return Tool(
+            name=name,
+            body=body,
+            needs=needs,
+            effects=effects,
+            title=title,
+            description=inspect.cleandoc(body.__doc__ or ""),
+            waits=waits,
+            idempotent=idempotent,
+            aliases=aliases or {},
+            commands=commands,
+            convert=convert,
+        )
+
+    return declare
+
+
+@cache
+def _model_of(name: str, body: Body) -> type[BaseModel]:
+    hints = get_type_hints(body, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(body).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints[parameter.name], default)
+    config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=False)
+    model: type[BaseModel] = create_model(f"{name}_arguments", __config__=config, **fields)
+    return model
+
+
+@cache
+def _schema_of(name: str, body: Body) -> dict[str, Any]:
+    schema = _model_of(name, body).model_json_schema()
+    definitions = schema.pop("$defs", {})
+    compact: dict[str, Any] = _compact(schema, definitions)
+    return compact
+
+
+def _compact(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_compact(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        target = definitions[node["$ref"].rsplit("/", 1)[1]]
+        merged = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+        return _compact(merged, definitions)
+    out = {
+        key: ({name: _compact(sub, definitions) for name, sub in value.items()} if key == "properties" else _compact(value, definitions))
+        for key, value in node.items()
+        if not (key == "title" and isinstance(value, str)) and not (key == "default" and value is None)
+    }
+    if "anyOf" in out:
+        real = [choice for choice in out["anyOf"] if choice != {"type": "null"}]
+        if len(real) == 1:
+            out.pop("anyOf")
+            out = {**real[0], **out}
+        elif all(set(choice) == {"type"} for choice in real):
+            out.pop("anyOf")
+            out["type"] = [choice["type"] for choice in real]
+        else:
+            out["anyOf"] = real
+    if out.get("additionalProperties") is True:
+        del out["additionalProperties"]
+    return out
+
+
+def _explain(declared: Tool, failure: ValidationError) -> str:
+    parts: list[str] = []
+    for error in failure.errors(include_url=False)[:8]:
+        where = ".".join(str(part) for part in error["loc"]) or "arguments"
+        if error["type"] == "extra_forbidden":
+            parts.append(f"unknown parameter {where[:80]!r}")
+        elif error["type"] == "missing":
+            parts.append(f"missing parameter {where!r}")
+        else:
+            shown = repr(error.get("input"))
+            parts.append(f"{where}: {error['msg']}, got {shown[:80]}")
+    return f"{declared.name}: " + "; ".join(parts)
+
+
+__all__ = ["Effects", "Field", "Part", "Tool", "View", "tool"]

@@ -1,0 +1,147 @@
+"""The one door in: validate, authorize, run, record."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ksi_mcp.agents import reach
+from ksi_mcp.completions.toolcalls import ToolOutcome
+from ksi_mcp.db import Tx
+from ksi_mcp.errors import KsiError, NotFound, Refused
+from ksi_mcp.permissions import Context
+from ksi_mcp.providers.base import ToolSpec
+from ksi_mcp.queues.model import TakenOver
+from ksi_mcp.services import Services
+from ksi_mcp.tools.call import Call, Guard, Progress, no_progress, result_text
+from ksi_mcp.tools.tool import Tool
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A call that took effect: its result, and the text that was stored with the effect (in a turn)."""
+
+    data: dict[str, Any]
+    committed: bool
+    stored_text: str | None
+
+
+class Toolbox:
+    """All tools, and the way to call one.
+
+    `call` is for every caller: MCP clients, agents in their turns, command events, the command line. The
+    context is made by the server; nothing in the arguments can change who acts.
+    """
+
+    def __init__(self, services: Services, tools: Sequence[Tool]) -> None:
+        self._services = services
+        self._tools = {tool.name: tool for tool in tools}
+        self._commands = {command: tool for tool in tools for command in (tool.command, *tool.commands)}
+        self._specs: dict[frozenset[str], tuple[ToolSpec, ...]] = {}
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """Every tool, in the order of declaration."""
+        return tuple(self._tools.values())
+
+    @property
+    def commands(self) -> frozenset[str]:
+        """The names of all command events."""
+        return frozenset(self._commands)
+
+    def command(self, event: str) -> Tool | None:
+        """The tool that an event of this name runs, if it is a command."""
+        return self._commands.get(event)
+
+    def nearest_command(self, event: str) -> str | None:
+        """The command whose name is most like `event`."""
+        close = difflib.get_close_matches(event, self._commands, n=1, cutoff=0.6)
+        return close[0] if close else None
+
+    def get(self, name: str) -> Tool:
+        """A tool by its name.
+
+        Raises:
+            NotFound: there is none; the hint has the nearest.
+        """
+        found = self._tools.get(name)
+        if found is None:
+            close = difflib.get_close_matches(name, self._tools, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(close)}?" if close else "`help` lists the tools"
+            raise NotFound(f"unknown tool {name[:80]!r}", hint=hint)
+        return found
+
+    async def call(
+        self,
+        ctx: Context,
+        name: str,
+        args: dict[str, Any],
+        *,
+        progress: Progress = no_progress,
+        guard: Guard | None = None,
+    ) -> Done:
+        """Run a tool.
+
+        Raises:
+            KsiError: what was wrong and what to do next; nothing was changed.
+        """
+        return await self.dispatch(ctx, self.get(name), args, progress=progress, guard=guard)
+
+    async def dispatch(
+        self, ctx: Context, tool: Tool, args: dict[str, Any], *, progress: Progress, guard: Guard | None
+    ) -> Done:
+        """Run a declared tool; see `call`."""
+        try:
+            checked = tool.validate(args)
+            if ctx.actor.kind == "agent":
+                await self._services.journal.read(lambda tx: reach.require(tx, ctx, tool.needs, action=tool.name))
+            call = Call(self, self._services, ctx, tool, args, progress=progress, guard=guard)
+            view = await tool.body(call, **checked)
+        except Refused as refusal:
+            await self._audit(ctx, tool, refusal)
+            raise
+        return Done(data=view.as_json(), committed=call.committed, stored_text=call.stored_text)
+
+    async def _audit(self, ctx: Context, tool: Tool, refusal: Refused) -> None:
+        """Every refusal leaves a trace, in a transaction of its own: the refused one left nothing."""
+
+        def unit(tx: Tx) -> None:
+            facts = {"tool": tool.name, "actor": str(ctx.actor), "reason": refusal.text()[:1000]}
+            self._services.journal.record(tx, "system:refused", facts, ctx, routable=False)
+
+        await self._services.journal.commit(unit)
+
+    # ------------------------------------------------------------------- for the worker's turns
+
+    def specs(self, capabilities: frozenset[str]) -> tuple[ToolSpec, ...]:
+        """The tools that somebody with these capabilities may use."""
+        if capabilities not in self._specs:
+            self._specs[capabilities] = tuple(
+                ToolSpec(name=tool.name, description=tool.description, input_schema=tool.schema())
+                for tool in self._tools.values()
+                if tool.needs in capabilities
+            )
+        return self._specs[capabilities]
+
+    def waits(self, name: str) -> bool:
+        """Whether the tool may wait for others."""
+        tool = self._tools.get(name)
+        return tool is not None and tool.waits
+
+    async def run(self, ctx: Context, name: str, args: dict[str, Any]) -> ToolOutcome:
+        """Run one tool call of a turn; expected failures are an outcome, not an exception."""
+        try:
+            done = await self.call(ctx, name, args)
+        except TakenOver:
+            raise
+        except KsiError as error:
+            return ToolOutcome(text=error.text(), is_error=True)
+        except Exception:
+            logger.exception("tool %s failed in turn %s", name, ctx.slot.turn_id if ctx.slot else "-")
+            return ToolOutcome(text="internal error; the server's log has it", is_error=True)
+        return ToolOutcome(text=result_text(done.data), is_error=False, stored_text=done.stored_text)

@@ -1,0 +1,112 @@
+"""Waiting for turns: GATHER. Nothing is bound to the call that waits; it can be made again by anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ksi_mcp.agents import reach
+from ksi_mcp.db import Tx
+from ksi_mcp.errors import Invalid, NotFound
+from ksi_mcp.events.model import Event
+from ksi_mcp.queues.model import Turn, census_of
+from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.tool import View
+from ksi_mcp.tools.views import CensusView, TurnView
+
+MAX_WAIT_S = 55.0
+"""Clients cut calls off after a minute or more; a wait ends before that, and can be repeated."""
+ENDINGS = frozenset({"completion:result", "completion:failed", "completion:cancelled"})
+_HEARTBEAT_S = 5.0
+_TEXT_BUDGET = 30_000
+"""Characters of replies in one result, shared by all turns."""
+
+
+class Gathered(View):
+    """What has come in so far. `partial` while something is pending."""
+
+    census: CensusView
+    partial: bool
+    turns: list[TurnView]
+    next: str | None = None
+
+
+async def gather(
+    call: Call,
+    *,
+    turns: Sequence[str],
+    agents: Sequence[str],
+    timeout_s: float,
+    min_responses: int | None,
+    collect_partial: bool = True,
+) -> Gathered:
+    """Wait until `min_responses` of the turns (all, by default) have ended, or the time is up."""
+    until = call.svc.clock.monotonic_s() + timeout_s
+
+    def wants(event: Event) -> bool:
+        return event.name in ENDINGS
+
+    async with call.svc.journal.subscribe(wants) as endings:
+        found, names = await call.read(lambda tx: _find(tx, call, turns, agents))
+        ids = [turn.turn_id for turn in found]
+        enough = min(min_responses or len(found), len(found))
+        waiting = set(ids)
+        slot = call.ctx.slot
+        if slot is not None and any(not turn.final for turn in found):
+            await call.svc.journal.commit(lambda tx: _begin(tx, call, found))
+        try:
+            while sum(turn.final for turn in found) < enough:
+                left = until - call.svc.clock.monotonic_s()
+                if left <= 0:
+                    break
+                done = sum(turn.final for turn in found)
+                await call.progress(done, len(found), f"{done} of {len(found)} turns have ended")
+                event = await endings.next(min(left, _HEARTBEAT_S))
+                if event is None or event.data.get("turn") in waiting or endings.missed:
+                    found = await call.read(lambda tx: call.svc.queues.some(tx, ids))
+        finally:
+            if slot is not None:
+                await call.svc.journal.commit(lambda tx: call.svc.queues.end_wait(tx, slot.turn_id))
+    return _view(found, names, collect_partial=collect_partial)
+
+
+def _find(
+    tx: Tx, call: Call, turn_ids: Sequence[str], agent_refs: Sequence[str]
+) -> tuple[list[Turn], dict[str, str]]:
+    queues, ctx = call.svc.queues, call.ctx
+    seen = reach.visible(tx, ctx)
+    found = {turn.turn_id: turn for turn in queues.some(tx, list(turn_ids)) if seen is None or turn.session_id in seen}
+    if unknown := [turn_id for turn_id in turn_ids if turn_id not in found]:
+        raise NotFound(
+            f"unknown turns: {', '.join(turn_id[:40] for turn_id in unknown[:5])}",
+            hint="turn ids come from agent_send and begin with t_",
+        )
+    agents = [reach.find(tx, ctx, ref) for ref in agent_refs]
+    newest = {turn.session_id: turn for turn in queues.newest(tx, [agent.agent_id for agent in agents])}
+    if idle := [agent.name for agent in agents if agent.agent_id not in newest]:
+        raise Invalid(f"nothing was ever sent to {', '.join(idle[:5])}", hint="agent_send gives an agent a turn")
+    found |= {turn.turn_id: turn for turn in newest.values()}
+    sessions = {turn.session_id for turn in found.values()}
+    return list(found.values()), {session: call.svc.roster.get(tx, session).name for session in sessions}
+
+
+def _begin(tx: Tx, call: Call, found: list[Turn]) -> None:
+    slot = call.ctx.slot
+    assert slot is not None  # noqa: S101  only called for a turn
+    call.svc.queues.require_owned(tx, slot.turn_id, slot.attempt, slot.owner)
+    call.svc.queues.begin_wait(tx, call.svc.queues.get(tx, slot.turn_id), found)
+
+
+def _view(found: list[Turn], names: dict[str, str], *, collect_partial: bool) -> Gathered:
+    census = census_of(found)
+    share = max(_TEXT_BUDGET // max(len(found), 1), 200)
+    views = [
+        TurnView.of(turn, names.get(turn.session_id), max_chars=share)
+        for turn in found
+        if collect_partial or turn.state == "done"
+    ]
+    return Gathered(
+        census=CensusView.of(census),
+        partial=census.pending > 0 or census.ok < census.asked,
+        turns=views,
+        next="agent_wait again with the same turns: some are pending" if census.pending else None,
+    )

@@ -1,0 +1,1 @@
+"""The HTTP side: the REST API, its streams, and a simulator of the Messages API."""
