@@ -18,7 +18,6 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from ksi_mcp import yamlio
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import limits_of
@@ -34,12 +33,12 @@ from ksi_mcp.db import Tx
 from ksi_mcp.db.doorbell import Doorbell
 from ksi_mcp.db.sqlite import SqliteDatabase, open_sqlite
 from ksi_mcp.decisions.log import DecisionLog
-from ksi_mcp.errors import Conflict, Invalid, KsiError, StoreError
+from ksi_mcp.errors import Conflict, KsiError, StoreError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.ids import WorkerId, new_id
 from ksi_mcp.orchestrations.conductor import Conductor
 from ksi_mcp.permissions import SYSTEM, fresh_context
-from ksi_mcp.providers.registry import ProviderRegistry, ProviderSettings
+from ksi_mcp.providers.registry import ProviderRegistry, settings_of
 from ksi_mcp.queues.model import TakenOver
 from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.routing.router import Router
@@ -54,6 +53,9 @@ POLL_S = 0.25
 """How long another process's commit may go unnoticed where the doorbell does not ring."""
 LOCK_WAIT_S = 2.0
 """A starting worker waits so long for the lock: a mere look at it must not turn it away."""
+LAUNCH_S = 10.0
+"""A worker process that has not taken the lock by then is taken to have failed."""
+LAUNCH_LOOK_S = 0.1
 LONGEST_NAP_S = 5.0
 """The pumps look this often even if they heard nothing."""
 IDLE_LOOK_S = 0.5
@@ -86,7 +88,6 @@ class App:
         self._clock = clock or SystemClock()
         self._lock = FileLock(home.worker_lock)
         self._tasks: list[asyncio.Task[None]] = []
-        self._launching = False
         self.services: Services
         self.toolbox: Toolbox
 
@@ -118,7 +119,8 @@ class App:
             self._lock.acquire(timeout=LOCK_WAIT_S)
         except Timeout:
             raise Conflict(
-                "another worker holds this data folder", hint="it runs the turns; start the server without a worker inside"
+                "another worker holds this data folder",
+                hint="it runs the turns; start the server without a worker inside",
             ) from None
 
     def _build(self, db: SqliteDatabase) -> None:
@@ -129,9 +131,7 @@ class App:
         roster = Roster(journal, queues, ledger)
         commands = frozenset(command for tool in ALL_TOOLS for command in (tool.command, *tool.commands))
         router = Router(journal, roster, is_command=commands.__contains__)
-        library = Library(
-            journal, builtin=builtin_root(), user=self.home.compositions, project=self._options.project
-        )
+        library = Library(journal, builtin=builtin_root(), user=self.home.compositions, project=self._options.project)
         self.services = Services(
             clock=clock,
             config=config,
@@ -143,7 +143,7 @@ class App:
             decisions=DecisionLog(journal, library),
             router=router,
             conductor=Conductor(journal, library, roster, router, ledger),
-            registry=ProviderRegistry(_provider_settings(config, self.home), clock, environ),
+            registry=ProviderRegistry(settings_of(config, self.home.root), clock, environ),
             prices=Prices(config.prices),
         )
         self.toolbox = Toolbox(self.services, ALL_TOOLS)
@@ -157,16 +157,12 @@ class App:
             worker_id=WorkerId(new_id("w")),
             concurrency=config.worker.concurrency,
         )
-        self._bell = asyncio.Event()
-        journal.on_wake(self._bell.set)
         self._doorbell = Doorbell(self.home.root)
         db.on_commit(lambda _notes: self._doorbell.ring())
 
     async def _begin(self) -> None:
         services = self.services
-        limits = limits_of(
-            usd=self.config.budget.usd, tokens=self.config.budget.tokens, turns=self.config.budget.turns
-        )
+        limits = limits_of(usd=self.config.budget.usd, tokens=self.config.budget.tokens, turns=self.config.budget.turns)
         await services.journal.commit(lambda tx: services.ledger.open_global(tx, limits))
         self._doorbell.open(services.journal.rung)
         self._spawn(self._poll(), "ksi-poll")
@@ -209,8 +205,9 @@ class App:
 
     async def _route(self) -> None:
         swept_s = 0.0
+        bell = self._new_bell()
         while True:
-            self._bell.clear()
+            bell.clear()
             try:
                 handled = await self.services.router.pump_once()
                 if self._clock.monotonic_s() - swept_s >= _SWEEP_S:
@@ -221,21 +218,30 @@ class App:
                 await asyncio.sleep(1)
                 continue
             if not handled:
-                await self._nap(LONGEST_NAP_S)
+                await _nap(bell, LONGEST_NAP_S)
 
     async def _fire_delayed(self) -> None:
         """Fire what is due: each in the transaction of its effect, on the authority it was given."""
-        journal = self.services.journal
+        bell = self._new_bell()
         while True:
-            now_ms = self._clock.now_ms()
-            rows = await journal.read(lambda tx: tx.all("events.due", {"now_ms": tx.now_ms, "limit": _DELAYED_BATCH}))
-            for row in rows:
-                await self._fire(row)
-            following = await journal.read(lambda tx: tx.one("events.next_due"))
-            nap_s = LONGEST_NAP_S
-            if following is not None and following["due_ms"] is not None:
-                nap_s = min(nap_s, max((following["due_ms"] - now_ms) / 1000, 0.005))
-            await self._nap(nap_s)
+            bell.clear()
+            try:
+                nap_s = await self._fire_due()
+            except StoreError:
+                logger.exception("delayed events could not be fired; trying again")
+                nap_s = 1.0
+            await _nap(bell, nap_s)
+
+    async def _fire_due(self) -> float:
+        """Fire what is due; how long nothing more will be."""
+        journal, now_ms = self.services.journal, self._clock.now_ms()
+        rows = await journal.read(lambda tx: tx.all("events.due", {"now_ms": tx.now_ms, "limit": _DELAYED_BATCH}))
+        for row in rows:
+            await self._fire(row)
+        following = await journal.read(lambda tx: tx.one("events.next_due"))
+        if following is None or following["due_ms"] is None:
+            return LONGEST_NAP_S
+        return float(min(LONGEST_NAP_S, max((following["due_ms"] - now_ms) / 1000, 0.005)))
 
     async def _fire(self, row: Any) -> None:
         delayed_id = int(row["delayed_id"])
@@ -256,8 +262,12 @@ class App:
             done = await self.toolbox.call(ctx, "event_emit", args, guard=guard)
         except TakenOver:
             return
-        except KsiError as error:
-            reason = error.text()[:1000]
+        except StoreError:
+            raise  # nothing of it is lost: it waits for the next attempt
+        except Exception as error:
+            if not isinstance(error, KsiError):
+                logger.exception("delayed event %d met an error that nobody expected", delayed_id)
+            reason = error.text()[:1000] if isinstance(error, KsiError) else "internal error; the server's log has it"
 
             def fail(tx: Tx) -> None:
                 if drop(tx):
@@ -269,21 +279,36 @@ class App:
         if not done.committed:  # a command that only reads, or a condition that does not hold
             await journal.commit(drop)
 
-    async def _nap(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._bell.wait()
+    def _new_bell(self) -> asyncio.Event:
+        """One for each pump: what clears its own bell cannot swallow another's ring."""
+        bell = asyncio.Event()
+        self.services.journal.on_wake(bell.set)
+        return bell
 
     # -------------------------------------------------------------------------- worker processes
 
     async def _keep_worker(self) -> None:
         """See to it that a worker process lives while there is something to do."""
+        bell, launching = self._new_bell(), FileLock(self.home.launch_lock)
         while True:
-            self._bell.clear()
+            bell.clear()
             if await self.unfinished() and not self.worker_lives():
-                self._launch()
-                await asyncio.sleep(LOCK_WAIT_S)  # give it time to take the lock before looking again
-            await self._nap(LONGEST_NAP_S)
+                with contextlib.suppress(Timeout):
+                    launching.acquire(timeout=0)
+                    try:
+                        await self._start_worker()
+                    finally:
+                        launching.release()
+            await _nap(bell, LONGEST_NAP_S)
+
+    async def _start_worker(self) -> None:
+        """Start one and see it take the lock; where it fails to, the next look tries again."""
+        if self.worker_lives():
+            return
+        self._launch()
+        until_s = self._clock.monotonic_s() + LAUNCH_S
+        while not self.worker_lives() and self._clock.monotonic_s() < until_s:
+            await asyncio.sleep(LAUNCH_LOOK_S)
 
     async def unfinished(self) -> bool:
         """Whether there are turns to run, events to route or delayed events to fire."""
@@ -341,26 +366,10 @@ class App:
                 self._take_lock()
 
 
-def _provider_settings(config: Config, home: Home) -> ProviderSettings:
-    script: Mapping[str, Any] | None = None
-    if config.scripted.script is not None:
-        file = home.root / config.scripted.script
-        try:
-            text = file.read_text("utf-8")
-        except OSError:
-            raise Invalid(
-                f"config.yaml: scripted.script {config.scripted.script[:100]!r} cannot be read",
-                hint="give a file relative to the data folder",
-            ) from None
-        script = yamlio.safe_load(text, what=config.scripted.script)
-    settings: dict[str, Any] = {"scripted_script": script, "anthropic_key_env": config.anthropic.api_key_env}
-    if config.provider is not None:
-        settings["default_provider"] = config.provider
-    if config.model is not None:
-        settings["default_model"] = config.model
-    if config.anthropic.base_url is not None:
-        settings["anthropic_base_url"] = config.anthropic.base_url
-    return ProviderSettings(**settings)
+async def _nap(bell: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await bell.wait()
 
 
 @asynccontextmanager

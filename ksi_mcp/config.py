@@ -75,7 +75,9 @@ class Config(_Strict):
     anthropic: AnthropicConfig = AnthropicConfig()
     scripted: ScriptedConfig = ScriptedConfig()
     prices: dict[str, Any] = Field(default_factory=dict, description="USD per million tokens, by model, or `free`")
-    max_depth: int = Field(default=256, ge=1, le=100_000, description="turns since the first cause, unless a pattern says")
+    max_depth: int = Field(
+        default=256, ge=1, le=100_000, description="turns since the first cause, unless a pattern says"
+    )
     log_level: str = "WARNING"
 
 
@@ -104,6 +106,11 @@ class Home:
     def worker_lock(self) -> Path:
         """Held by the one worker process."""
         return self.root / "worker.lock"
+
+    @property
+    def launch_lock(self) -> Path:
+        """Held while a worker process is being started, so that two servers do not start two."""
+        return self.root / "launch.lock"
 
     @property
     def logs(self) -> Path:

@@ -45,9 +45,14 @@ class PastTurn:
     at_ms: int
 
 
+def plain(text: str) -> str:
+    """The text without lone surrogates: JSON can smuggle them in, and neither a store nor a wire can hold them."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def encode_answer(answer: Answer) -> str:
     """An answer as stored."""
-    return json.dumps(
+    stored = json.dumps(
         {
             "text": answer.text,
             "tool_uses": [{"id": use.id, "name": use.name, "input": use.input} for use in answer.tool_uses],
@@ -58,15 +63,14 @@ def encode_answer(answer: Answer) -> str:
         ensure_ascii=False,
         separators=(",", ":"),
     )
+    return plain(stored)
 
 
 def round_of(number: int, stored: str, results: dict[int, StoredResult]) -> Round:
     """A round from its stored answer."""
     answer: dict[str, Any] = json.loads(stored)
     uses = tuple(ToolUse(id=use["id"], name=use["name"], input=use["input"]) for use in answer["tool_uses"])
-    return Round(
-        number=number, text=answer["text"], tool_uses=uses, stop_reason=answer["stop_reason"], results=results
-    )
+    return Round(number=number, text=answer["text"], tool_uses=uses, stop_reason=answer["stop_reason"], results=results)
 
 
 def messages_of(turn: PastTurn) -> list[Message]:

@@ -16,7 +16,7 @@ from ksi_mcp.permissions import AGENT_CAPABILITIES
 AgentLife = Literal["active", "terminated", "failed"]
 AgentStatus = Literal["idle", "busy", "terminated", "failed"]
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MAX_SYSTEM_CHARS = 200_000
 MAX_MESSAGE_CHARS = 200_000
 
@@ -93,7 +93,7 @@ def check_agent_name(name: str) -> str:
     Raises:
         Invalid: anything but letters, digits, `_`, `.` and `-`, or more than 64 of them.
     """
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise Invalid(
             f"agent name {name[:80]!r} cannot be used",
             hint="use up to 64 letters, digits, '_', '.' or '-', beginning with a letter or digit",
@@ -154,4 +154,3 @@ def agent_of(row: Row) -> Agent:
         last_active_ms=row["last_active_ms"],
         pending=row["pending"],
     )
-

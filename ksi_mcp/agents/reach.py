@@ -93,9 +93,7 @@ def find(tx: Tx, ctx: Context, ref: str) -> Agent:
     if not rows:
         counted = tx.one("agents.counts", {"visible": None if seen is None else json.dumps(sorted(seen))})
         count = counted["agents"] if counted is not None else 0
-        raise NotFound(
-            f"unknown agent {ref[:80]!r}", hint=f"agent_list shows {count} agent{'' if count == 1 else 's'}"
-        )
+        raise NotFound(f"unknown agent {ref[:80]!r}", hint=f"agent_list shows {count} agent{'' if count == 1 else 's'}")
     return (living or rows)[0]
 
 

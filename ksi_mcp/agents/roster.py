@@ -24,6 +24,7 @@ from ksi_mcp.budgets.model import GLOBAL
 from ksi_mcp.db import Row, Tx
 from ksi_mcp.errors import Conflict, Exhausted, Invalid, NotFound, Refused
 from ksi_mcp.events.journal import Recorder
+from ksi_mcp.events.store import MAX_CURSOR_CHARS
 from ksi_mcp.ids import AgentId, new_id
 from ksi_mcp.permissions import Context
 from ksi_mcp.queues.model import OpClass, Turn, TurnDraft
@@ -108,9 +109,7 @@ class Roster:
             },
         )
         self._queues.open_session(tx, agent_id)
-        self._ledger.open(
-            tx, agent_id, parent_id=spec.parent_id or spec.orchestration_id or GLOBAL, limits=spec.limits
-        )
+        self._ledger.open(tx, agent_id, parent_id=spec.parent_id or spec.orchestration_id or GLOBAL, limits=spec.limits)
         facts = {
             "agent": agent_id,
             "name": spec.name,
@@ -118,17 +117,13 @@ class Roster:
             "parent": spec.parent_id,
             "capabilities": sorted(spec.capabilities),
         }
-        self._journal.record(
-            tx, "agent:spawned", facts, ctx, agent_id=agent_id, orchestration_id=spec.orchestration_id
-        )
+        self._journal.record(tx, "agent:spawned", facts, ctx, agent_id=agent_id, orchestration_id=spec.orchestration_id)
         return self.get(tx, agent_id)
 
     def free_name(self, tx: Tx, wanted: str, orchestration_id: str | None) -> str:
         """`wanted`, or `wanted-2`, `wanted-3` ... if it is taken."""
         prefix = wanted.replace("!", "!!").replace("_", "!_").replace("%", "!%") + "-%"
-        rows = tx.all(
-            "agents.names_like", {"orchestration_id": orchestration_id, "name": wanted, "prefix": prefix}
-        )
+        rows = tx.all("agents.names_like", {"orchestration_id": orchestration_id, "name": wanted, "prefix": prefix})
         taken = {row["name"] for row in rows}
         if wanted not in taken:
             return wanted
@@ -247,7 +242,7 @@ class Roster:
         self, tx: Tx, ctx: Context, wanted: AgentFilter, *, limit: int, cursor: str | None
     ) -> tuple[list[Agent], str | None]:
         """Agents in the order of their making, and where the next page begins."""
-        if cursor is not None and not cursor.isdigit():
+        if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= MAX_CURSOR_CHARS):
             raise Invalid(f"cursor {cursor[:40]!r} is not one of ours", hint="pass the `cursor` of the last page")
         seen = reach.visible(tx, ctx)
         rows = tx.all(

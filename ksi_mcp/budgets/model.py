@@ -114,7 +114,13 @@ def may_reserve(path: Sequence[Account], wanted: Amount, *, turns: int) -> Denie
         if account.closed:
             return Denied(account_id=account.account_id, kind="closed", limit=0, spent=0, wanted=0)
         rows: tuple[tuple[LimitKind, int | None, int, int, int], ...] = (
-            ("usd", account.limits.usd_micros, account.spent_usd_micros, account.reserved_usd_micros, wanted.usd_micros),
+            (
+                "usd",
+                account.limits.usd_micros,
+                account.spent_usd_micros,
+                account.reserved_usd_micros,
+                wanted.usd_micros,
+            ),
             ("tokens", account.limits.tokens, account.spent_tokens, account.reserved_tokens, wanted.tokens),
             ("turns", account.limits.turns, account.spent_turns, 0, turns),
         )
@@ -133,9 +139,7 @@ def account_of(row: Row) -> Account:
     return Account(
         account_id=AccountId(row["account_id"]),
         parent_id=row["parent_id"],
-        limits=Limits(
-            usd_micros=row["limit_usd_micros"], tokens=row["limit_tokens"], turns=row["limit_turns"]
-        ),
+        limits=Limits(usd_micros=row["limit_usd_micros"], tokens=row["limit_tokens"], turns=row["limit_turns"]),
         spent_usd_micros=row["spent_usd_micros"],
         reserved_usd_micros=row["reserved_usd_micros"],
         spent_tokens=row["spent_tokens"],

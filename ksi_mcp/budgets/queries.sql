@@ -38,10 +38,10 @@ VALUES (:hold_id, :account_id, :turn_id, 'reserved', :usd_micros, :tokens)
 UPDATE hold SET state = 'sent' WHERE hold_id = :hold_id AND state = 'reserved'
 
 -- close_hold
--- why: zero rows means that it was settled before; then nothing may move.
+-- why: zero rows means that it was settled before, or sent and is not to be given back; then nothing may move.
 UPDATE hold SET state = :state, cost_usd_micros = COALESCE(:usd_micros, reserved_usd_micros),
                 cost_tokens = COALESCE(:tokens, reserved_tokens), uncertain = :uncertain
-WHERE hold_id = :hold_id AND state IN ('reserved', 'sent')
+WHERE hold_id = :hold_id AND state IN ('reserved', 'sent') AND (state = 'reserved' OR :state <> 'released')
 RETURNING account_id, reserved_usd_micros, reserved_tokens
 
 -- book

@@ -36,10 +36,3 @@ ON CONFLICT (turn_id, round, idx) DO UPDATE SET result = excluded.result, is_err
 -- stored_result
 -- why: a tool call whose effect is in the store is never run again.
 SELECT result, is_error FROM tool_call WHERE turn_id = :turn_id AND round = :round AND idx = :idx
-
--- calls_of_orchestration
--- why: who did what at which price, and how much ran at once.
-SELECT c.turn_id, c.round, c.provider, c.model, c.state, c.error_kind, c.input_tokens, c.output_tokens,
-       c.cost_usd_micros, c.sent_at_ms, c.ended_at_ms, t.session_id
-FROM provider_call c JOIN turn t USING (turn_id)
-WHERE t.orchestration_id = :orchestration_id ORDER BY c.call_id LIMIT :limit

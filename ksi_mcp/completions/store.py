@@ -35,19 +35,21 @@ def sent(tx: Tx, *, turn_id: str, number: int, attempt: int, hold_id: str, provi
     return int(row["call_id"])
 
 
-def answered(tx: Tx, call_id: int, answer: Answer, *, cost_usd_micros: int) -> bool:
-    """Store an answer; False if the call was closed before."""
+def answered(tx: Tx, call_id: int, answer: Answer, *, cost_usd_micros: int) -> str:
+    """Store an answer; the answer as it was stored, which is what the turn goes on with."""
     usage = answer.usage
+    stored = encode_answer(answer)
     values = {
         "call_id": call_id,
-        "answer": encode_answer(answer),
+        "answer": stored,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "cache_tokens": usage.cache_read_tokens + usage.cache_write_tokens,
         "cost_usd_micros": cost_usd_micros,
         "now_ms": tx.now_ms,
     }
-    return tx.run("completions.answered", values) == 1
+    tx.run("completions.answered", values)
+    return stored
 
 
 def ended(tx: Tx, call_id: int, *, state: str, error_kind: str, error: str, cost_usd_micros: int) -> None:

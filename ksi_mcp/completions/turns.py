@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
-from ksi_mcp.agents.history import Round
+from ksi_mcp.agents.history import Round, plain
 from ksi_mcp.budgets.model import Amount
 from ksi_mcp.budgets.prices import Prices, UnpricedModel
 from ksi_mcp.completions.request import deadline_s, input_tokens_bound, render
@@ -78,19 +78,16 @@ class TurnRunner:
             answered = await self._round(item, cancelled)
             if answered is None or not answered.tool_uses:
                 return
-            item = replace(item, rounds=(*item.rounds, answered))
+            # As in the store: an answered round ends the count of failed tries.
+            item = replace(item, turn=replace(item.turn, tries=0), rounds=(*item.rounds, answered))
 
     # ----------------------------------------------------------------------------- the model
 
     async def _round(self, item: Loaded, cancelled: Cancelled) -> Round | None:
-        request = render(
-            item.agent, item.turn, item.earlier, item.rounds, self._tools.specs(item.agent.capabilities)
-        )
+        request = render(item.agent, item.turn, item.earlier, item.rounds, self._tools.specs(item.agent.capabilities))
         wanted, unpriced = self._worst_case(item, request)
         number = len(item.rounds) + 1
-        sent = await self._journal.commit(
-            lambda tx: self._units.send(tx, item, number=number, wanted=wanted, unpriced=unpriced)
-        )
+        sent = await self._send(item, number, wanted, unpriced, cancelled)
         if sent is None:
             return None
         try:
@@ -108,6 +105,20 @@ class TurnRunner:
             raise
         cost = self._cost(item, answer)
         return await self._journal.commit(lambda tx: self._units.answer(tx, item, sent, answer, cost))
+
+    async def _send(
+        self, item: Loaded, number: int, wanted: Amount, unpriced: str | None, cancelled: Cancelled
+    ) -> Sent | None:
+        unit = asyncio.ensure_future(
+            self._journal.commit(lambda tx: self._units.send(tx, item, number=number, wanted=wanted, unpriced=unpriced))
+        )
+        try:
+            return await asyncio.shield(unit)
+        except asyncio.CancelledError:
+            # The unit commits all the same, so a cancelled turn still has to close what it set aside.
+            if (sent := await unit) is not None and cancelled(item.turn.turn_id):
+                await self._journal.commit(lambda tx: self._units.stop(tx, item, sent))
+            raise
 
     async def _failed(self, item: Loaded, sent: Sent, error: ProviderError) -> None:
         verdict = decide(
@@ -161,6 +172,7 @@ class TurnRunner:
             else:
                 outcome = await self._tools.run(context_of(turn, slot=slot), use.name, use.input)
                 text, is_error, stored = outcome.text, outcome.is_error, outcome.stored_text
+            text = plain(text)
             if stored != text:
                 await self._journal.commit(
                     lambda tx, slot=slot, use=use, text=text, is_error=is_error: self._units.result(  # type: ignore[misc]

@@ -12,11 +12,12 @@ Money first, ownership second: a settlement is booked even if the turn belongs t
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from ksi_mcp.agents import store as agents_store
-from ksi_mcp.agents.history import PastTurn, Round, StoredResult
+from ksi_mcp.agents.history import PastTurn, Round, StoredResult, plain, round_of
 from ksi_mcp.agents.model import Agent
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
@@ -32,8 +33,8 @@ from ksi_mcp.queues.model import ErrorClass, TakenOver, Turn, TurnState
 from ksi_mcp.queues.retry import Again, GiveUp
 from ksi_mcp.queues.session_queues import SessionQueues
 
-MAX_EVENT_TEXT = 24_000
-"""Characters of a result that its event carries; the turn itself keeps all of it."""
+MAX_EVENT_TEXT_BYTES = 40 * 1024
+"""Of a result that its event carries, as JSON; the turn itself keeps all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +97,7 @@ class TurnUnits:
         settled = self._ledger.clear_turn(tx, turn.turn_id, context_of(turn, as_system=True))
         if settled.path:
             store.mark_uncertain(tx, turn.turn_id)
-            self._queues.charge(
-                tx, turn.turn_id, usd_micros=settled.booked.usd_micros, tokens=settled.booked.tokens
-            )
+            self._queues.charge(tx, turn.turn_id, usd_micros=settled.booked.usd_micros, tokens=settled.booked.tokens)
             self._queues.unblock(tx, settled.path)
 
     def close_orphans(self, tx: Tx) -> None:
@@ -131,8 +130,14 @@ class TurnUnits:
             self._journal.record(
                 tx,
                 "agent:budget_exceeded",
-                {"agent": agent.agent_id, "agent_name": agent.name, "turn": turn.turn_id, "account": held.account_id,
-                 "limit_kind": held.kind, "reason": held.text()},
+                {
+                    "agent": agent.agent_id,
+                    "agent_name": agent.name,
+                    "turn": turn.turn_id,
+                    "account": held.account_id,
+                    "limit_kind": held.kind,
+                    "reason": held.text(),
+                },
                 context_of(turn, as_system=True),
                 agent_id=agent.agent_id,
             )
@@ -158,24 +163,33 @@ class TurnUnits:
         if not self._owned(tx, turn):
             self._queues.charge(tx, turn.turn_id, usd_micros=settled.booked.usd_micros, tokens=settled.booked.tokens)
             store.ended(
-                tx, sent.call_id, state="failed", error_kind="bug", error="the turn had ended or was taken over",
+                tx,
+                sent.call_id,
+                state="failed",
+                error_kind="bug",
+                error="the turn had ended or was taken over",
                 cost_usd_micros=settled.booked.usd_micros,
             )
             return None
-        store.answered(tx, sent.call_id, answer, cost_usd_micros=cost.usd_micros)
+        stored = store.answered(tx, sent.call_id, answer, cost_usd_micros=cost.usd_micros)
         self._queues.answered(tx, turn.turn_id, usd_micros=cost.usd_micros, tokens=cost.tokens)
-        if not answer.tool_uses:
-            self._end_with_answer(tx, item, answer)
-        return Round(
-            number=sent.number, text=answer.text, tool_uses=answer.tool_uses, stop_reason=answer.stop_reason, results={}
-        )
+        current = round_of(sent.number, stored, {})
+        if not current.tool_uses:
+            self._end_with_answer(tx, item, current)
+        return current
 
-    def _end_with_answer(self, tx: Tx, item: Loaded, answer: Answer) -> None:
+    def _end_with_answer(self, tx: Tx, item: Loaded, answer: Round) -> None:
         if answer.stop_reason == "refusal":
-            self._finish(tx, item, state="failed", error_class="refused", error="the model refused", partial=answer.text)
+            self._finish(
+                tx, item, state="failed", error_class="refused", error="the model refused", partial=answer.text
+            )
         elif answer.stop_reason == "context_exceeded":
             self._finish(
-                tx, item, state="failed", error_class="task", error="the conversation exceeds the model's context",
+                tx,
+                item,
+                state="failed",
+                error_class="task",
+                error="the conversation exceeds the model's context",
                 partial=answer.text,
             )
         elif answer.stop_reason == "max_tokens":
@@ -199,32 +213,36 @@ class TurnUnits:
         turn = item.turn
         settled = self._settle_failed(tx, item, sent, certain=error.billed == "no")
         state = "failed" if error.billed == "no" else "uncertain"
-        text = error.text()
+        text, partial = plain(error.text()), plain(error.partial_text)
         store.ended(
             tx, sent.call_id, state=state, error_kind=error.kind, error=text, cost_usd_micros=settled.usd_micros
         )
         if not self._owned(tx, turn):
             return False
         if isinstance(verdict, Again):
-            self._queues.retry(
-                tx, turn, delay_s=verdict.delay_s, error=text, partial_text=error.partial_text or None
-            )
+            self._queues.retry(tx, turn, delay_s=verdict.delay_s, error=text, partial_text=partial or None)
             facts = {"turn": turn.turn_id, "agent": turn.session_id, "kind": error.kind, "delay_s": verdict.delay_s}
             self._journal.record(
-                tx, "completion:retrying", {**facts, "error": text[:500]}, context_of(turn, as_system=True),
+                tx,
+                "completion:retrying",
+                {**facts, "error": text[:500]},
+                context_of(turn, as_system=True),
                 agent_id=turn.session_id,
             )
             return True
-        self._finish(
-            tx, item, state=verdict.state, error_class=verdict.error_class, error=text, partial=error.partial_text
-        )
+        self._finish(tx, item, state=verdict.state, error_class=verdict.error_class, error=text, partial=partial)
         return False
 
     def stop(self, tx: Tx, item: Loaded, sent: Sent) -> None:
         """A cancellation cut the call off: what it would have cost is unknown, so it is paid in full."""
         cost = self._settle_failed(tx, item, sent, certain=False)
         store.ended(
-            tx, sent.call_id, state="uncertain", error_kind="transport", error="cancelled", cost_usd_micros=cost.usd_micros
+            tx,
+            sent.call_id,
+            state="uncertain",
+            error_kind="transport",
+            error="cancelled",
+            cost_usd_micros=cost.usd_micros,
         )
 
     def _settle_failed(self, tx: Tx, item: Loaded, sent: Sent, *, certain: bool) -> Amount:
@@ -263,22 +281,29 @@ class TurnUnits:
         partial: str = "",
     ) -> None:
         done = self._queues.finish(
-            tx, item.turn, state=state, result=result, partial_text=partial or None, error_class=error_class, error=error
+            tx,
+            item.turn,
+            state=state,
+            result=result,
+            partial_text=partial or None,
+            error_class=error_class,
+            error=error,
         )
         report_end(tx, self._journal, done, agent_name=item.agent.name)
 
 
 def report_end(tx: Tx, journal: Journal, turn: Turn, *, agent_name: str) -> None:
     """The event of a turn's end, and the reply event if its sender asked for one."""
-    text = turn.result or turn.partial_text or ""
+    whole = turn.result or turn.partial_text or ""
+    text = _cut(whole)
     data: dict[str, Any] = {
         "turn": turn.turn_id,
         "agent": turn.session_id,
         "agent_name": agent_name,
         "status": turn.state,
-        "text": text[:MAX_EVENT_TEXT],
+        "text": text,
     }
-    if len(text) > MAX_EVENT_TEXT:
+    if len(text) < len(whole):
         data["truncated"] = True
     if turn.error is not None:
         data |= {"error": turn.error[:2000], "error_class": turn.error_class}
@@ -287,6 +312,13 @@ def report_end(tx: Tx, journal: Journal, turn: Turn, *, agent_name: str) -> None
     journal.record(tx, name, data, ctx, agent_id=turn.session_id)
     if turn.reply_event is not None:
         journal.record(tx, turn.reply_event, data, context_of(turn), agent_id=turn.session_id)
+
+
+def _cut(text: str) -> str:
+    text = text[:MAX_EVENT_TEXT_BYTES]
+    while (size := len(json.dumps(text, ensure_ascii=False).encode())) > MAX_EVENT_TEXT_BYTES:
+        text = text[: len(text) * MAX_EVENT_TEXT_BYTES // size]
+    return text
 
 
 def with_result(item: Round, index: int, text: str, *, is_error: bool) -> Round:

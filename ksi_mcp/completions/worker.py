@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_NAP_S = 5.0
 """A worker that heard nothing looks all the same."""
+GIVE_BACK_S = 30.0
+"""A turn whose step could not be stored waits so long: the store may recover, and each try may cost."""
 
 
 class Worker:
@@ -48,6 +51,7 @@ class Worker:
         self._active = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()
+        self._lost: list[str] = []
         self._bell = asyncio.Event()
         journal.on_wake(self._bell.set)
 
@@ -68,9 +72,12 @@ class Worker:
         try:
             while True:
                 self._bell.clear()
-                claimed = await self._claim()
-                if not claimed:
-                    await self._nap()
+                try:
+                    if not await self._claim():
+                        await self._nap()
+                except StoreError:
+                    logger.exception("the store failed the worker; trying again")
+                    await asyncio.sleep(1)
         finally:
             listener.cancel()
             running = list(self._tasks.values())
@@ -79,15 +86,15 @@ class Worker:
             await asyncio.gather(listener, *running, return_exceptions=True)
 
     async def _claim(self) -> int:
+        if lost := list(self._lost):
+            await self._journal.commit(
+                lambda tx: self._queues.give_back(tx, self._worker_id, lost, delay_s=GIVE_BACK_S)
+            )
+            self._lost = self._lost[len(lost) :]
         free = self._concurrency - self._active
         if free <= 0:
             return 0
-        try:
-            items = await self._journal.commit(lambda tx: self._units.claim(tx, self._worker_id, limit=free))
-        except StoreError:
-            logger.exception("no turn could be claimed; trying again")
-            await asyncio.sleep(1)
-            return 0
+        items = await self._journal.commit(lambda tx: self._units.claim(tx, self._worker_id, limit=free))
         for item in items:
             self._active += 1
             turn_id = item.turn.turn_id
@@ -110,12 +117,16 @@ class Worker:
         except TakenOver:
             logger.info("turn %s belongs to somebody else by now", turn_id)
         except StoreError:
-            # The turn stays ours in the store; the next worker to start takes it over.
             logger.exception("turn %s could not be stored", turn_id)
+            self._lost.append(turn_id)
         except Exception:
             logger.exception("turn %s met an error that nobody expected", turn_id)
-            with contextlib.suppress(TakenOver, StoreError):
+            try:
                 await self._journal.commit(lambda tx: self._units.crash(tx, item))
+            except TakenOver:
+                pass
+            except StoreError:
+                self._lost.append(turn_id)
         finally:
             self._active -= 1
             self._cancelled.discard(turn_id)
@@ -137,8 +148,25 @@ class Worker:
             return event.name == "completion:cancelled"
 
         async with self._journal.subscribe(wants) as cancellations:
-            while (event := await cancellations.next(None)) is not None:
-                turn_id = str(event.data.get("turn"))
-                if (task := self._tasks.get(turn_id)) is not None:
-                    self._cancelled.add(turn_id)
-                    task.cancel()
+            while True:
+                event = await cancellations.next(LONGEST_NAP_S)
+                if event is not None:
+                    self._stop(turn_id := str(event.data.get("turn")), self._tasks.get(turn_id))
+                else:  # an event may have been missed
+                    await self._stop_those_that_ended()
+
+    async def _stop_those_that_ended(self) -> None:
+        at_work = dict(self._tasks)
+        values = {"owner": self._worker_id, "turn_ids": json.dumps(list(at_work))}
+        try:
+            rows = await self._journal.read(lambda tx: tx.all("queues.running_elsewhere", values))
+        except StoreError:
+            logger.exception("the store failed the worker; it looks again")
+            return
+        for row in rows:
+            self._stop(row["turn_id"], at_work[row["turn_id"]])
+
+    def _stop(self, turn_id: str, task: asyncio.Task[None] | None) -> None:
+        if task is not None and task is self._tasks.get(turn_id):
+            self._cancelled.add(turn_id)
+            task.cancel()

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ksi_mcp import yamlio
 from ksi_mcp.compositions import files, store
 from ksi_mcp.compositions.files import FileProblem, FoundFile
+from ksi_mcp.compositions.filters import matcher
 from ksi_mcp.compositions.fork import Lineage, forked_document
 from ksi_mcp.compositions.model import (
     Composition,
@@ -153,12 +154,20 @@ class Library:
         type: str | None = None,
         tags: Sequence[str] = (),
         text: str | None = None,
+        metadata: dict[str, Any] | None = None,
         limit: int = 20,
         cursor: str | None = None,
     ) -> CompositionPage:
-        """Compositions of a type that have all `tags` and all words of `text` (in name, description or tags)."""
+        """Compositions of a type that have all `tags` and all words of `text` (in name, description or tags).
+
+        `metadata` filters by what the document says; see `filters`.
+        """
+        matches = matcher(metadata) if metadata else None
         await self._fresh()
         heads = await self._journal.read(store.heads)
+        if matches is not None:
+            documents = await self._journal.read(store.documents)
+            heads = [head for head in heads if matches(documents[head.name])]
         return page_of(heads, Wanted(type=type, tags=tuple(tags), text=text or ""), limit=limit, cursor=cursor)
 
     async def validate(self, document: dict[str, Any] | str) -> Validation:
@@ -185,6 +194,8 @@ class Library:
     ) -> CompositionRecord:
         """Write a new composition to the writable layer.
 
+        What a crash left without its row is completed by repeating the call.
+
         Raises:
             Conflict: the name is taken in any layer; Invalid, NotFound: it could not be used.
         """
@@ -192,9 +203,13 @@ class Library:
         await self._fresh()
         loaded = _loaded(document)
         plan = await self._journal.read(lambda tx: _planned(tx, loaded))
-        await self._journal.read(lambda tx: _refuse_taken(tx, plan.composition.name, None))
+        await self._journal.read(lambda tx: _refuse_taken(tx, plan.composition.name, (layer, plan.path)))
         if not dry_run:
-            await asyncio.to_thread(files.create_file, self._roots[layer], plan.path, plan.text)
+            try:
+                await asyncio.to_thread(files.create_file, self._roots[layer], plan.path, plan.text)
+            except Conflict:
+                if await self._unreported(layer, plan, "composition:created") != plan.text:
+                    raise
             data = {"type": plan.composition.type, "version": plan.composition.version}
             await self._index(ctx, layer, plan, event=("composition:created", data), commit=commit)
         return CompositionRecord(composition=plan.composition, layer=layer)
@@ -311,20 +326,24 @@ class Library:
 
     async def _unfinished(self, layer: Layer, plan: _Plan, lineage: Lineage, modifications: dict[str, Any]) -> _Plan:
         """The same fork as it stands in a file that was never reported; Conflict if the file is another's."""
-        name = plan.composition.name
-        text = await asyncio.to_thread(files.read_text, self._roots[layer], plan.path)
-        taken = Conflict(f"the name {name!r} is taken", hint="choose another name")
-        if await self._journal.read(lambda tx: store.was_forked(tx, name)):
-            raise taken
+        text = await self._unreported(layer, plan, "composition:forked")
+        taken = Conflict(f"the name {plan.composition.name!r} is taken", hint="choose another name")
         try:
-            date = yamlio.safe_load(text, what="the file")["lineage"]["fork_date"]
+            date = yamlio.safe_load(text or "", what="the file")["lineage"]["fork_date"]
         except (KsiError, TypeError, KeyError):
             raise taken from None
         made = Lineage(parent=lineage.parent, date=str(date), reason=lineage.reason, author=lineage.author)
-        plan = await self._fork_plan(name, made, modifications)
+        plan = await self._fork_plan(plan.composition.name, made, modifications)
         if plan.text != text:
             raise taken
         return plan
+
+    async def _unreported(self, layer: Layer, plan: _Plan, event: str) -> str | None:
+        """The text of a file that a crash left without its event; None if the event is there."""
+        name = plan.composition.name
+        if await self._journal.read(lambda tx: store.was_reported(tx, event, name)):
+            return None
+        return await asyncio.to_thread(files.read_text, self._roots[layer], plan.path)
 
     async def _index(
         self, ctx: Context, layer: Layer, plan: _Plan, *, event: tuple[str, dict[str, Any]], commit: Commit | None
@@ -372,7 +391,7 @@ def _planned(tx: Tx, document: Any) -> _Plan:
     return _Plan(composition=composition, text=text, path=files.path_for(composition.type, composition.name))
 
 
-def _refuse_taken(tx: Tx, name: str, but: tuple[Layer, str] | None) -> None:
+def _refuse_taken(tx: Tx, name: str, but: tuple[Layer, str]) -> None:
     for indexed in store.named(tx, name):
         if (indexed.layer, indexed.path) != but:
             raise Conflict(f"the name {name!r} is taken in the {indexed.layer} library", hint="choose another name")

@@ -27,6 +27,10 @@ SELECT name, layer, path, hash, type, version, description, tags
 FROM composition
 ORDER BY name, layer, path
 
+-- documents
+-- why: a filter on metadata has to look into the documents.
+SELECT name, layer, path, document FROM composition ORDER BY name, layer, path
+
 -- named
 -- why: every layer's composition of a name; the caller takes the highest layer.
 SELECT name, layer, path, hash, type, version, description, tags, document
@@ -48,6 +52,6 @@ WHERE name = :name AND substr(hash, 1, length(:prefix)) = :prefix
 ORDER BY first_used_at_ms
 LIMIT 2
 
--- was_forked
--- why: a fork that is repeated after a crash must not be reported twice.
-SELECT event_id FROM event WHERE name = 'composition:forked' AND json_extract(data, '$.name') = :name LIMIT 1
+-- was_reported
+-- why: a fork or creation that is repeated after a crash must not be reported twice.
+SELECT event_id FROM event WHERE name = :event AND json_extract(data, '$.name') = :name LIMIT 1

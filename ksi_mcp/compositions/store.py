@@ -90,6 +90,16 @@ def files(tx: Tx) -> dict[tuple[str, str], Known]:
     }
 
 
+def documents(tx: Tx) -> dict[str, dict[str, Any]]:
+    """Every name's document, from its highest layer."""
+    best: dict[str, Row] = {}
+    for row in tx.all("compositions.documents"):
+        known = best.get(row["name"])
+        if known is None or _rank(row["layer"]) > _rank(known["layer"]):
+            best[row["name"]] = row
+    return {name: json.loads(row["document"]) for name, row in best.items()}
+
+
 def heads(tx: Tx) -> list[Head]:
     """Every name once, from its highest layer, in the order of names."""
     best: dict[str, Row] = {}
@@ -164,9 +174,9 @@ def find(tx: Tx, reference: str) -> Indexed | None:
     return indexed
 
 
-def was_forked(tx: Tx, name: str) -> bool:
-    """Whether the making of that fork was reported."""
-    return tx.one("compositions.was_forked", {"name": name}) is not None
+def was_reported(tx: Tx, event: str, name: str) -> bool:
+    """Whether `event` was recorded for the composition `name`."""
+    return tx.one("compositions.was_reported", {"event": event, "name": name}) is not None
 
 
 def encode(document: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ cost 50-100 microseconds each.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections import deque
@@ -23,7 +24,9 @@ from ksi_mcp.clock import Clock
 from ksi_mcp.db.database import Listener, Row, Work
 from ksi_mcp.db.migrate import migrate
 from ksi_mcp.db.sql import load_queries
-from ksi_mcp.errors import StoreError
+from ksi_mcp.errors import Invalid, StoreError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -50,20 +53,28 @@ class SqliteTx:
 
     def run(self, name: str, params: dict[str, Any] | None = None, /) -> int:
         """Run a statement; the number of rows it changed."""
-        return self._connection.execute(self._queries[name], params or {}).rowcount
+        return self._execute(name, params).rowcount
 
     def one(self, name: str, params: dict[str, Any] | None = None, /) -> Row | None:
         """The first row, or None."""
-        rows = self._connection.execute(self._queries[name], params or {}).fetchall()
+        rows = self._execute(name, params).fetchall()
         return cast("Row", rows[0]) if rows else None
 
     def all(self, name: str, params: dict[str, Any] | None = None, /) -> Sequence[Row]:
         """Every row."""
-        return cast("Sequence[Row]", self._connection.execute(self._queries[name], params or {}).fetchall())
+        return cast("Sequence[Row]", self._execute(name, params).fetchall())
 
     def announce(self, note: object, /) -> None:
         """Hand `note` to the listeners once this unit is committed."""
         self.notes.append(note)
+
+    def _execute(self, name: str, params: dict[str, Any] | None) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(self._queries[name], params or {})
+        except (OverflowError, UnicodeEncodeError) as failure:  # what came from outside, not the store's fault
+            raise Invalid(
+                f"a value cannot be stored: {failure}"[:300], hint="give a smaller number or plain text"
+            ) from None
 
 
 @dataclass(slots=True)
@@ -122,7 +133,7 @@ class _Batch:
                 raise
             connection.execute("ROLLBACK TO unit")
             connection.execute("RELEASE unit")
-            unit.outcome = (False, failure)
+            unit.outcome = (False, _lost(failure) if isinstance(failure, sqlite3.OperationalError) else failure)
         else:
             connection.execute("RELEASE unit")
             unit.outcome = (True, result)
@@ -185,24 +196,32 @@ class _Lane:
         try:
             await self._connection.executemany(cast("str", batch), ())
         except Exception as failure:  # noqa: BLE001  whatever it was, every caller must hear of it
-            lost = StoreError(f"the database could not take the change: {failure}", hint="nothing was written; try again")
             for unit in units:
                 if not unit.future.done():
-                    unit.future.set_exception(lost)
+                    unit.future.set_exception(_lost(failure))
             return
         self._waiting.extendleft(reversed(units[batch.taken :]))
         done = units[: batch.taken]
         if self._listeners and (notes := [note for unit in done for note in unit.notes]):
             for listener in self._listeners:
-                listener(notes)
+                try:
+                    listener(notes)
+                except Exception:  # the units are committed: their callers must hear of it, whatever a listener does
+                    logger.exception("a listener failed")
         for unit in done:
             if unit.future.done() or unit.outcome is None:
                 continue
             ok, value = unit.outcome
             if ok:
                 unit.future.set_result(value)
+            elif isinstance(value, StopIteration):  # which no future can hold
+                unit.future.set_exception(RuntimeError("a unit raised StopIteration"))
             else:
                 unit.future.set_exception(value)
+
+
+def _lost(failure: Exception) -> StoreError:
+    return StoreError(f"the database could not take the change: {failure}", hint="nothing was written; try again")
 
 
 class SqliteDatabase:
@@ -258,14 +277,20 @@ async def open_sqlite(path: Path | str, clock: Clock) -> SqliteDatabase:
             f"SQLite {sqlite3.sqlite_version} is too old", hint="use a Python built with SQLite 3.38 or newer"
         )
     memory = str(path) == MEMORY
-    writer = await _connect(path)
+    connections: list[aiosqlite.Connection] = []
     try:
-        await _first_steps(writer, clock, memory=memory)
-        readers = [] if memory else [await _connect(path, read_only=True) for _ in range(READERS)]
-    except BaseException:
-        await writer.close()
+        connections.append(await _connect(path))
+        await _first_steps(connections[0], clock, memory=memory)
+        connections += [await _connect(path, read_only=True) for _ in range(0 if memory else READERS)]
+    except BaseException as failure:
+        for connection in connections:
+            await connection.close()
+        if isinstance(failure, sqlite3.Error):
+            raise StoreError(
+                f"the data folder's database cannot be opened: {failure}", hint="choose another folder with --home"
+            ) from None
         raise
-    return SqliteDatabase(writer, readers, clock)
+    return SqliteDatabase(connections[0], connections[1:], clock)
 
 
 async def _connect(path: Path | str, *, read_only: bool = False) -> aiosqlite.Connection:

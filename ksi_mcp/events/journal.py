@@ -91,6 +91,12 @@ class Subscription:
                 return None
         return self._events.popleft()
 
+    def drain(self) -> list[Event]:
+        """What has arrived and was not taken yet, without waiting."""
+        waiting = list(self._events)
+        self._events.clear()
+        return waiting
+
 
 class Journal:
     """Writes through one door and tells whoever listens.

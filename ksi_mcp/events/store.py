@@ -8,19 +8,20 @@ import sys
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid
 from ksi_mcp.events.model import Event, EventFilter, EventPage, event_of
-from ksi_mcp.events.patterns import check_pattern, matches
+from ksi_mcp.events.patterns import compile_pattern
 
 SCAN_LIMIT = 20_000
 """Rows looked at for one page when names have wildcards; the cursor goes on from there."""
 _CHUNK = 500
+MAX_CURSOR_CHARS = 18
+"""Digits that surely fit into the store's integers."""
 
 
 def page(tx: Tx, wanted: EventFilter, *, limit: int, cursor: str | None) -> EventPage:
     """Newest first; at most `limit`."""
     before = _before(cursor)
     literal = all("*" not in name for name in wanted.names)
-    for name in wanted.names:
-        check_pattern(name)
+    patterns = [compile_pattern(name) for name in wanted.names]
     found: list[Event] = []
     scanned = 0
     while len(found) < limit and scanned < SCAN_LIMIT:
@@ -44,7 +45,7 @@ def page(tx: Tx, wanted: EventFilter, *, limit: int, cursor: str | None) -> Even
         for row in rows:
             scanned += 1
             before = row["event_id"]
-            if literal or any(matches(name, row["name"]) for name in wanted.names):
+            if literal or any(pattern.fits(row["name"]) for pattern in patterns):
                 found.append(event_of(row))
                 if len(found) == limit:
                     break
@@ -54,6 +55,6 @@ def page(tx: Tx, wanted: EventFilter, *, limit: int, cursor: str | None) -> Even
 def _before(cursor: str | None) -> int:
     if cursor is None:
         return sys.maxsize
-    if not cursor.isdigit():
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= MAX_CURSOR_CHARS):
         raise Invalid(f"cursor {cursor[:40]!r} is not one of ours", hint="pass the `cursor` of the last page")
     return int(cursor)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ksi_mcp import yamlio
 from ksi_mcp.clock import Clock
+from ksi_mcp.config import Config
 from ksi_mcp.errors import Conflict, Invalid, NotFound
 from ksi_mcp.providers.anthropic import AnthropicProvider
 from ksi_mcp.providers.base import Provider
@@ -113,3 +116,30 @@ class ProviderRegistry:
         if isinstance(provider, AnthropicProvider) and provider.loopback:
             return True, "no key needed: the base URL is on this machine"
         return False, f"no API key; set {self.settings.anthropic_key_env}"
+
+
+def settings_of(config: Config, root: Path) -> ProviderSettings:
+    """The providers' part of the configuration; a script is read from below the data folder `root`.
+
+    Raises:
+        Invalid: the script cannot be read.
+    """
+    script: Mapping[str, Any] | None = None
+    if config.scripted.script is not None:
+        file = root / config.scripted.script
+        try:
+            text = file.read_text("utf-8")
+        except OSError:
+            raise Invalid(
+                f"config.yaml: scripted.script {config.scripted.script[:100]!r} cannot be read",
+                hint="give a file relative to the data folder",
+            ) from None
+        script = yamlio.safe_load(text, what=config.scripted.script)
+    settings: dict[str, Any] = {"scripted_script": script, "anthropic_key_env": config.anthropic.api_key_env}
+    if config.provider is not None:
+        settings["default_provider"] = config.provider
+    if config.model is not None:
+        settings["default_model"] = config.model
+    if config.anthropic.base_url is not None:
+        settings["anthropic_base_url"] = config.anthropic.base_url
+    return ProviderSettings(**settings)

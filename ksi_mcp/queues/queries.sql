@@ -85,6 +85,11 @@ UPDATE turn SET cost_usd_micros = cost_usd_micros + :usd_micros, tokens = tokens
 UPDATE turn SET state = 'ready', owner = NULL, run_at_ms = :now_ms WHERE state = 'running' AND owner <> :owner
 RETURNING turn_id
 
+-- give_back
+-- why: a turn whose step could not be stored is claimed again later, and what it left open is closed then.
+UPDATE turn SET state = 'retrying', owner = NULL, run_at_ms = :run_at_ms
+WHERE state = 'running' AND owner = :owner AND turn_id IN (SELECT value FROM json_each(:turn_ids))
+
 -- one
 -- why: a turn by its id.
 SELECT * FROM turn WHERE turn_id = :turn_id
@@ -133,4 +138,5 @@ DELETE FROM turn_wait WHERE turn_id NOT IN (SELECT turn_id FROM turn WHERE state
 -- waits_of_session
 -- why: the sessions that the running turn of a session waits for.
 SELECT DISTINCT t.session_id FROM turn_wait w JOIN turn t ON t.turn_id = w.on_turn_id
+JOIN turn waiter ON waiter.turn_id = w.turn_id AND waiter.state = 'running'
 WHERE w.session_id = :session_id AND t.state NOT IN ('done', 'failed', 'cancelled', 'timed_out')

@@ -135,8 +135,14 @@ class SessionQueues:
 
     def take_over(self, tx: Tx, owner: WorkerId) -> list[TurnId]:
         """Ready what other workers left running. Only for the holder of the data folder's worker lock."""
+        taken = [row["turn_id"] for row in tx.all("queues.take_over", {"owner": owner, "now_ms": tx.now_ms})]
         tx.run("queues.end_stale_waits")
-        return [row["turn_id"] for row in tx.all("queues.take_over", {"owner": owner, "now_ms": tx.now_ms})]
+        return taken
+
+    def give_back(self, tx: Tx, owner: WorkerId, turn_ids: Sequence[str], *, delay_s: float) -> None:
+        """Let running turns of this owner that it could not carry on wait for another claim."""
+        values = {"owner": owner, "turn_ids": json.dumps(list(turn_ids)), "run_at_ms": tx.now_ms + int(delay_s * 1000)}
+        tx.run("queues.give_back", values)
 
     def get(self, tx: Tx, turn_id: str) -> Turn:
         """A turn by its id.

@@ -30,7 +30,9 @@ async def budget_status(
         seen = reach.visible_scopes(tx, call.ctx)
         found = call.svc.ledger.account(tx, account)
         if seen is not None and found.account_id not in seen:
-            raise NotFound(f"unknown account {account[:80]!r}", hint="an agent sees its own account and those of its run")
+            raise NotFound(
+                f"unknown account {account[:80]!r}", hint="an agent sees its own account and those of its run"
+            )
         path = [each for each in call.svc.ledger.path(tx, found.account_id) if seen is None or each.account_id in seen]
         return BudgetsView(accounts=[BudgetView.of(each) for each in path])
 

@@ -34,7 +34,7 @@ class Progress(Protocol):
         ...
 
 
-async def no_progress(done: float, total: float | None, message: str) -> None:  # noqa: ARG001
+async def no_progress(done: float, total: float | None, message: str) -> None:
     """For callers that did not ask."""
 
 
@@ -160,4 +160,7 @@ def result_text(data: dict[str, Any]) -> str:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     if len(text) <= MAX_RESULT_CHARS:
         return text
-    return text[:MAX_RESULT_CHARS] + f' ... [cut at {MAX_RESULT_CHARS:,} of {len(text):,} characters; use limit and cursor]'
+    return (
+        text[:MAX_RESULT_CHARS]
+        + f" ... [cut at {MAX_RESULT_CHARS:,} of {len(text):,} characters; use limit and cursor]"
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ksi_mcp.tools import agents, budgets, compositions, decisions, events, observe, orchestrations, routing
+from ksi_mcp.tools import agents, budgets, compositions, decisions, events, messages, observe, orchestrations, routing
 from ksi_mcp.tools.tool import Tool
 
 ALL_TOOLS: tuple[Tool, ...] = (
     *agents.TOOLS,
+    *messages.TOOLS,
     *events.TOOLS,
     *routing.TOOLS,
     *compositions.TOOLS,

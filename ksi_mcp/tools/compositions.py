@@ -77,9 +77,12 @@ class ValidView(View):
 async def composition_discover(
     call: Call,
     *,
-    type: CompositionKind | None = None,  # noqa: A002  the published name
+    type: CompositionKind | None = None,
     tags: Annotated[list[str] | None, Field(max_length=20)] = None,
     text: Annotated[str | None, Field(description="words in name, description or tags", max_length=500)] = None,
+    metadata_filter: Annotated[
+        dict[str, Any] | None, Field(description="e.g. {'performance.runs': {'>': 5}}; a list: contains all")
+    ] = None,
     limit: Annotated[int, Field(ge=1, le=100)] = 20,
     cursor: str | None = None,
 ) -> DiscoverView:
@@ -87,7 +90,9 @@ async def composition_discover(
 
     Then composition_get for the whole text of one.
     """
-    page = await call.svc.library.discover(type=type, tags=tags or (), text=text, limit=limit, cursor=cursor)
+    page = await call.svc.library.discover(
+        type=type, tags=tags or (), text=text, metadata=metadata_filter, limit=limit, cursor=cursor
+    )
     report = await call.svc.library.refresh() if cursor is None else None
     problems = [f"{problem.layer}/{problem.path}: {problem.message}" for problem in report.problems] if report else []
     return DiscoverView(

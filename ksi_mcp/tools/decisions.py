@@ -53,7 +53,7 @@ class DecisionsView(View):
     cursor: str | None = None
 
 
-@tool("composition_track_decision", needs="decisions", effects="writes", title="Track a decision")
+@tool("composition_track_decision", needs="decisions", effects="writes", title="Track a decision", aliases={"agent_id": "agent"})
 async def composition_track_decision(
     call: Call,
     *,

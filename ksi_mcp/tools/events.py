@@ -9,9 +9,9 @@ from pydantic import Field
 
 from ksi_mcp.agents import reach
 from ksi_mcp.db import Tx
-from ksi_mcp.errors import Refused
+from ksi_mcp.errors import Invalid, Refused
 from ksi_mcp.events.model import Event, EventFilter, encode_data
-from ksi_mcp.events.patterns import check_event_name, check_pattern, is_reserved, matches
+from ksi_mcp.events.patterns import check_event_name, check_pattern, compile_pattern, is_reserved
 from ksi_mcp.permissions import Context, actor_of
 from ksi_mcp.routing.conditions import compile_condition
 from ksi_mcp.tools.call import Call
@@ -76,7 +76,14 @@ def check_emittable(call: Call, name: str) -> str:
     return name
 
 
-@tool("event_emit", needs="base", effects="writes", title="Emit an event or run a command", waits=True, aliases={"delay": "delay_s"})
+@tool(
+    "event_emit",
+    needs="base",
+    effects="writes",
+    title="Emit an event or run a command",
+    waits=True,
+    aliases={"delay": "delay_s"},
+)
 async def event_emit(
     call: Call,
     *,
@@ -110,9 +117,13 @@ async def event_emit(
         if not compiled.evaluate(scope):
             return Emitted(event=event, skipped=f"the condition does not hold: {condition}"[:300])
     if command is not None:
+        if command is call.tool and call.toolbox.command(str(payload.get("event"))) is command:
+            raise Invalid("event:emit inside event:emit inside event:emit", hint="emit the innermost event itself")
         done = await call.toolbox.dispatch(call.ctx, command, payload, progress=call.progress, guard=call.guard)
         call.committed, call.stored_text = done.committed, done.stored_text
         return CommandResult(command=command.name, result=done.data)
+
+    await call.svc.router.refresh()
 
     def work(tx: Tx) -> Emitted:
         run = _run_of(tx, call, orchestration)
@@ -186,7 +197,14 @@ def _run_of(tx: Tx, call: Call, orchestration: str | None) -> str | None:
     return reach.grants(tx, call.ctx).orchestration_id
 
 
-@tool("event_query", needs="base", effects="reads", title="Look at recorded events", idempotent=True, aliases={"agent_id": "agent"})
+@tool(
+    "event_query",
+    needs="base",
+    effects="reads",
+    title="Look at recorded events",
+    idempotent=True,
+    aliases={"agent_id": "agent"},
+)
 async def event_query(
     call: Call,
     *,
@@ -218,7 +236,9 @@ async def event_query(
     return EventsView(events=[EventView.of(event) for event in page.events], cursor=page.cursor)
 
 
-@tool("event_wait", needs="base", effects="reads", title="Wait for events", waits=True, aliases={"timeout": "timeout_s"})
+@tool(
+    "event_wait", needs="base", effects="reads", title="Wait for events", waits=True, aliases={"timeout": "timeout_s"}
+)
 async def event_wait(
     call: Call,
     *,
@@ -228,14 +248,13 @@ async def event_wait(
     min_count: Annotated[int, Field(ge=1, le=200)] = 1,
 ) -> Waited:
     """Wait until events arrive. Returns what arrived, oldest first; running out of time is not an error."""
-    for name in names:
-        check_pattern(name)
+    patterns = [compile_pattern(name) for name in names]
     seen = await call.read(lambda tx: reach.visible_scopes(tx, call.ctx))
 
     def wants(event: Event) -> bool:
         if seen is not None and event.agent_id not in seen and event.orchestration_id not in seen:
             return False
-        return any(matches(name, event.name) for name in names)
+        return any(pattern.fits(event.name) for pattern in patterns)
 
     until = call.svc.clock.monotonic_s() + timeout_s
     arrived: list[Event] = []

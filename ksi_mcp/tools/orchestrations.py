@@ -108,12 +108,14 @@ class EndedView(RunView):
     budget: BudgetView
 
 
-@tool("orchestration_start", needs="orchestration", effects="writes", title="Start a pattern", aliases={"name": "pattern"})
+@tool(
+    "orchestration_start", needs="orchestration", effects="writes", title="Start a pattern", aliases={"name": "pattern"}
+)
 async def orchestration_start(
     call: Call,
     *,
     pattern: Annotated[str, Field(description="from composition_discover")],
-    vars: dict[str, Any] | None = None,  # noqa: A002  the published name
+    vars: dict[str, Any] | None = None,
     budget: Annotated[BudgetWants | None, Field(description="for the whole run")] = None,
     orchestrator: Annotated[Literal["client", "agent"], Field(description="who follows the strategy")] = "client",
     provider: Annotated[str | None, Field(description="for agents that name none")] = None,
@@ -185,10 +187,17 @@ def _plan(
         )
     if leader is not None:
         if any(spec.name == ORCHESTRATOR for spec in specs):
-            raise Invalid(f"the pattern has an agent named {ORCHESTRATOR!r}", hint="start it with orchestrator='client'")
+            raise Invalid(
+                f"the pattern has an agent named {ORCHESTRATOR!r}", hint="start it with orchestrator='client'"
+            )
         specs.append(
             spec_of(
-                call.svc, leader.agents[0], name=ORCHESTRATOR, composition=leader.reference, provider=provider, model=model
+                call.svc,
+                leader.agents[0],
+                name=ORCHESTRATOR,
+                composition=leader.reference,
+                provider=provider,
+                model=model,
             )
         )
     asked = resolved.document.get("max_depth", call.svc.config.max_depth)

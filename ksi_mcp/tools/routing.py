@@ -35,12 +35,14 @@ def published_rule(given: dict[str, Any]) -> dict[str, Any]:
 
 
 class RuleWants(Part):
-    """A rule as it is asked for."""
+    """As in routing_add_rule."""
 
     source_pattern: str = Field(description="event names: `*` a segment or part, `**` any number")
     target: str = Field(description="event name, or agent:<id or name>")
     condition: str | None = Field(default=None, description="e.g. data.score > 0.7 and source != 'operator'")
-    mapping: dict[str, Any] | str | None = Field(default=None, description="e.g. {'task': '{{data.task_id}}'}; none: as is")
+    mapping: dict[str, Any] | str | None = Field(
+        default=None, description="e.g. {'task': '{{data.task_id}}'}; none: as is"
+    )
     priority: int = Field(default=100, ge=0, le=10_000)
     ttl_s: float | None = Field(default=None, gt=0)
     source_agent: str | None = Field(default=None, description="whose events: id, name or glob")
@@ -175,7 +177,9 @@ async def routing_add_rule(
     source_pattern: Annotated[str, Field(description="`task:*` one segment or part; `a:**` any number")],
     target: Annotated[str, Field(description="event name or agent:<id or name>")],
     condition: Annotated[str | None, Field(description="e.g. data.score > 0.7 and source != 'operator'")] = None,
-    mapping: Annotated[dict[str, Any] | str | None, Field(description="{'task':'{{data.id}}'}; default: data as is")] = None,
+    mapping: Annotated[
+        dict[str, Any] | str | None, Field(description="{'task':'{{data.id}}'}; default: data as is")
+    ] = None,
     priority: Annotated[int, Field(ge=0, le=10_000)] = 100,
     ttl_s: Annotated[float | None, Field(gt=0)] = None,
     source_agent: Annotated[str | None, Field(description="only this agent's events: id, name, glob")] = None,
@@ -205,6 +209,7 @@ async def routing_add_rule(
         metadata=notes or None,
     )
     draft = draft_of(wants)
+    await call.svc.router.refresh()
     return await call.commit(lambda tx: RuleView.of(call.svc.router.add_rule(tx, call.ctx, draft)))
 
 
@@ -222,6 +227,7 @@ async def routing_modify_rule(
         changes.setdefault("metadata", {})
         if isinstance(changes["metadata"], dict):
             changes["metadata"] = {**changes["metadata"], "reason": reason[:500]}
+    await call.svc.router.refresh()
     return await call.commit(lambda tx: RuleView.of(call.svc.router.modify_rule(tx, call.ctx, rule_id, changes)))
 
 
@@ -244,9 +250,11 @@ async def routing_delete_rule(call: Call, *, rule_id: str, reason: str | None = 
 async def routing_query_rules(
     call: Call,
     *,
-    filter: Annotated[  # noqa: A002  the published name
+    filter: Annotated[
         dict[str, Any] | None,
-        Field(description="event (heard name), source_pattern, source_agent, target, created_by, orchestration, enabled"),
+        Field(
+            description="event (heard name), source_pattern, source_agent, target, created_by, orchestration, enabled"
+        ),
     ] = None,
     agent_scope: Annotated[str | None, Field(description="rules that live with this agent")] = None,
     limit: Annotated[int, Field(ge=1, le=200)] = 50,
@@ -274,6 +282,7 @@ async def routing_explain(
     """Dry run: which rules would fire for an event, with what payload, and why the others would not."""
     if (event is None) == (event_id is None):
         raise Invalid("give event (with data) or event_id, one of them")
+    await call.svc.router.refresh()
 
     def work(tx: Tx) -> ExplainView:
         if event_id is not None:

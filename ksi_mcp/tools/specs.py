@@ -14,7 +14,9 @@ from ksi_mcp.errors import Invalid
 from ksi_mcp.services import Services
 from ksi_mcp.tools.tool import Part
 
-BASE_PROMPT = "You are {name}, one of several agents that work together. Answer what you are asked, briefly and exactly."
+BASE_PROMPT = (
+    "You are {name}, one of several agents that work together. Answer what you are asked, briefly and exactly."
+)
 _SETTINGS = frozenset(field.name for field in fields(AgentSettings))
 
 

@@ -17,7 +17,6 @@ from ksi_mcp.errors import Invalid
 
 if TYPE_CHECKING:
     from ksi_mcp.permissions import Capability
-    from ksi_mcp.tools.call import Call
 
 Effects = Literal["reads", "writes", "destroys"]
 """`destroys` ends or deletes something that cannot be brought back."""
@@ -99,7 +98,7 @@ class Tool:
         return ", ".join(name if name in required else f"{name}?" for name in names) or "none"
 
 
-def tool(  # noqa: PLR0913  a declaration says it all in one place
+def tool(
     name: str,
     *,
     needs: Capability,
@@ -162,7 +161,11 @@ def _compact(node: Any, definitions: dict[str, Any]) -> Any:
         merged = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
         return _compact(merged, definitions)
     out = {
-        key: ({name: _compact(sub, definitions) for name, sub in value.items()} if key == "properties" else _compact(value, definitions))
+        key: (
+            {name: _compact(sub, definitions) for name, sub in value.items()}
+            if key == "properties"
+            else _compact(value, definitions)
+        )
         for key, value in node.items()
         if not (key == "title" and isinstance(value, str)) and not (key == "default" and value is None)
     }

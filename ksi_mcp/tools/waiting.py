@@ -17,6 +17,8 @@ MAX_WAIT_S = 55.0
 """Clients cut calls off after a minute or more; a wait ends before that, and can be repeated."""
 ENDINGS = frozenset({"completion:result", "completion:failed", "completion:cancelled"})
 _HEARTBEAT_S = 5.0
+_TELL_S = 0.5
+"""Progress is told at most this often."""
 _TEXT_BUDGET = 30_000
 """Characters of replies in one result, shared by all turns."""
 
@@ -47,31 +49,38 @@ async def gather(
 
     async with call.svc.journal.subscribe(wants) as endings:
         found, names = await call.read(lambda tx: _find(tx, call, turns, agents))
-        ids = [turn.turn_id for turn in found]
+        turns_by_id = {turn.turn_id: turn for turn in found}
+        pending = {turn.turn_id for turn in found if not turn.final}
         enough = min(min_responses or len(found), len(found))
-        waiting = set(ids)
         slot = call.ctx.slot
-        if slot is not None and any(not turn.final for turn in found):
+        if slot is not None and pending:
             await call.svc.journal.commit(lambda tx: _begin(tx, call, found))
+        told_s = float("-inf")
         try:
-            while sum(turn.final for turn in found) < enough:
-                left = until - call.svc.clock.monotonic_s()
-                if left <= 0:
+            while len(turns_by_id) - len(pending) < enough:
+                now_s = call.svc.clock.monotonic_s()
+                if now_s >= until:
                     break
-                done = sum(turn.final for turn in found)
-                await call.progress(done, len(found), f"{done} of {len(found)} turns have ended")
-                event = await endings.next(min(left, _HEARTBEAT_S))
-                if event is None or event.data.get("turn") in waiting or endings.missed:
-                    found = await call.read(lambda tx: call.svc.queues.some(tx, ids))
+                if now_s - told_s >= _TELL_S:
+                    told_s, done = now_s, len(turns_by_id) - len(pending)
+                    await call.progress(done, len(found), f"{done} of {len(found)} turns have ended")
+                event = await endings.next(min(until - now_s, _HEARTBEAT_S))
+                ended = {str(each.data.get("turn")) for each in (event, *endings.drain()) if each is not None} & pending
+                if event is None or endings.missed:  # nothing was heard for a while: look at all of them
+                    ended = set(pending)
+                if ended:
+                    for turn in await call.read(lambda tx, ended=ended: call.svc.queues.some(tx, list(ended))):  # type: ignore[misc]
+                        turns_by_id[turn.turn_id] = turn
+                        if turn.final:
+                            pending.discard(turn.turn_id)
         finally:
             if slot is not None:
                 await call.svc.journal.commit(lambda tx: call.svc.queues.end_wait(tx, slot.turn_id))
+    found = list(turns_by_id.values())
     return _view(found, names, collect_partial=collect_partial)
 
 
-def _find(
-    tx: Tx, call: Call, turn_ids: Sequence[str], agent_refs: Sequence[str]
-) -> tuple[list[Turn], dict[str, str]]:
+def _find(tx: Tx, call: Call, turn_ids: Sequence[str], agent_refs: Sequence[str]) -> tuple[list[Turn], dict[str, str]]:
     queues, ctx = call.svc.queues, call.ctx
     seen = reach.visible(tx, ctx)
     found = {turn.turn_id: turn for turn in queues.some(tx, list(turn_ids)) if seen is None or turn.session_id in seen}

@@ -10,6 +10,7 @@ from ksi_mcp.compositions import files
 from ksi_mcp.compositions.model import Composition
 from ksi_mcp.compositions.resolve import check, resolve
 from ksi_mcp.events.patterns import is_reserved
+from ksi_mcp.routing.rules import RuleDraft
 
 _TOOLS = frozenset(
     [
@@ -117,3 +118,14 @@ def test_only_tools_that_exist_are_named(name: str) -> None:
     text = str(_library()[name].document)
     named = set(re.findall(r"\b((?:agent|event|routing|composition|orchestration|completion)_[a-z_]+)\b", text))
     assert named - _TOOLS <= {"orchestration_logic", "event_etiquette", "routing_control"}
+
+
+@pytest.mark.parametrize("name", sorted(_PATTERNS))
+def test_every_static_rule_is_one_that_the_routing_table_takes(name: str) -> None:
+    library = _library()
+    resolved = resolve(library[name], library.get, {}, lenient=True)
+    for rule in resolved.rules:
+        for target in rule.targets:
+            RuleDraft(
+                source_pattern=rule.pattern, target=f"agent:{target}", condition=rule.condition, mapping=rule.mapping
+            )

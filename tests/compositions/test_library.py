@@ -341,6 +341,26 @@ async def test_a_fork_cut_off_between_file_and_row_is_completed_by_repeating_it(
         await library.fork(_CTX, "parent", "child", "why", {"x": 1})
 
 
+async def test_a_creation_cut_off_between_file_and_row_is_completed_by_repeating_it(
+    journal: Journal, tmp_path: Path
+) -> None:
+    library = _library(journal, tmp_path)
+
+    async def killed(_work: object) -> Any:
+        raise ConnectionError
+
+    document = {"name": "a", "type": "agent", "prompt": "p"}
+    with pytest.raises(ConnectionError):
+        await library.create(_CTX, document, commit=killed)
+    await library.refresh()  # a restart finds the file
+    with pytest.raises(Conflict):
+        await library.create(_CTX, {**document, "prompt": "another"})
+    await library.create(_CTX, document)
+    assert [name for name, _ in await _events(journal)] == ["composition:created"]
+    with pytest.raises(Conflict):
+        await library.create(_CTX, document)
+
+
 async def test_the_index_heals_rows_without_file_and_files_without_row(journal: Journal, tmp_path: Path) -> None:
     library = _library(journal, tmp_path)
     await library.create(_CTX, {"name": "a", "type": "agent", "prompt": "p"})
@@ -371,15 +391,16 @@ async def test_validation_says_what_is_wrong_and_writes_nothing(journal: Journal
     good = await library.validate({"name": "x", "type": "agent", "prompt": "p"})
     assert (good.valid, good.problem, good.warnings) == (True, None, ())
     assert (await library.validate({"name": "x", "type": "agent"})).warnings
-    for bad in (
+    refused: list[Any] = [
         "a: [",
         {"name": "x", "extends": "gone"},
         {"name": "x", "agents": 3},
         {"name": "x", "extends": "x y"},
         {"name": "x", "odd": _nested(5_000)},
         [],
-    ):
-        found = await library.validate(bad)  # type: ignore[arg-type]
+    ]
+    for bad in refused:
+        found = await library.validate(bad)
         assert not found.valid
         assert found.problem
     assert not (tmp_path / "user").exists()

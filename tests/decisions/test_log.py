@@ -138,7 +138,7 @@ async def test_queries_filter_and_page_from_the_newest(journal: Journal, tmp_pat
     seen: list[str] = []
     cursor = None
     while True:
-        page = await journal.read(lambda tx, cursor=cursor: log.query(tx, limit=2, cursor=cursor))
+        page = await journal.read(lambda tx, cursor=cursor: log.query(tx, limit=2, cursor=cursor))  # type: ignore[misc]
         seen += [decision.decision for decision in page.decisions]
         cursor = page.cursor
         if cursor is None:
@@ -148,7 +148,7 @@ async def test_queries_filter_and_page_from_the_newest(journal: Journal, tmp_pat
     assert [decision.decision for decision in found.decisions] == ["Choose 4"]
     for bad in ("x", "1", "-", "99999999999999999999-d"):
         with pytest.raises(KsiError):
-            await journal.read(lambda tx, bad=bad: log.query(tx, cursor=bad))
+            await journal.read(lambda tx, bad=bad: log.query(tx, cursor=bad))  # type: ignore[misc]
 
 
 async def _tracked_only_in_the_database(journal: Journal, log: DecisionLog, text: str) -> Decision:

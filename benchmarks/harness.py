@@ -1,0 +1,237 @@
+"""What every figure needs: children of their own, runs that take turns, medians, one table.
+
+A script measures nothing in its own process: it starts itself again (`run_child`) or a server, so that no run sees
+what an earlier one imported, cached or allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+MIN_RUNS = 5
+CHILD_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A measured number: the median of its runs. `goal` is a bound, `at_most` says of which kind."""
+
+    key: str
+    values: list[float]
+    unit: str = ""
+    goal: float | None = None
+    at_most: bool = True
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def verdict(self) -> str:
+        if self.goal is None:
+            return ""
+        return "ok" if (self.median <= self.goal if self.at_most else self.median >= self.goal) else "MISSED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What one script found out. `peers`: what ran beside it in the same run, by name."""
+
+    name: str
+    figures: list[Figure]
+    setting: str
+    peers: dict[str, list[Figure]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "figures": {figure.key: _short(figure.median) for figure in self.figures},
+            "peers": {peer: {f.key: _short(f.median) for f in figures} for peer, figures in self.peers.items()},
+            "setting": self.setting,
+        }
+
+    def as_table(self) -> str:
+        head = ("figure", "median", "min", "max", "unit", "goal", "verdict")
+        named = [*((f.key, f) for f in self.figures)]
+        named += [(f"{peer}: {f.key}", f) for peer, figures in self.peers.items() for f in figures]
+        rows = [head]
+        for name, figure in named:
+            sign = "<=" if figure.at_most else ">="
+            goal = "" if figure.goal is None else f"{sign} {_short(figure.goal):,}"
+            numbers = (_short(n) for n in (figure.median, min(figure.values), max(figure.values)))
+            rows.append((name, *(f"{n:,}" for n in numbers), figure.unit, goal, figure.verdict))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        numbers_in = range(1, 4)
+        lines = [
+            "  ".join(cell.rjust(widths[i]) if i in numbers_in else cell.ljust(widths[i]) for i, cell in enumerate(row))
+            for row in rows
+        ]
+        return "\n".join([f"== {self.name}", *(line.rstrip() for line in lines), self.setting])
+
+
+Measure = Callable[[int], Result]
+
+
+def main(measure: Measure, children: dict[str, Callable[[list[str]], object]] | None = None) -> None:
+    """Be a script: `[--json] [--runs N]`, or one of its own children."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--runs", type=int, default=MIN_RUNS, help=f"of each side, at least {MIN_RUNS}")
+    parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child is not None:
+        found = (children or {})[args.child[0]](args.child[1:])
+        if found is not None:
+            print(json.dumps(found), flush=True)
+        return
+    if args.runs < MIN_RUNS:
+        parser.error(f"a median wants at least {MIN_RUNS} runs")
+    result = measure(args.runs)
+    print(json.dumps(result.as_json()) if args.json else result.as_table(), flush=True)
+
+
+# ----------------------------------------------------------------------------------------- processes
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What a measured process sees: the project, a data folder of its own, no key, no proxy, nothing of the user's."""
+    kept = ("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH")
+    return {**{k: v for k, v in python_path().items() if k in kept}, "KSI_HOME": str(home), "HOME": str(home)}
+
+
+def python_path() -> dict[str, str]:
+    """The environment with this checkout first on the path, installed or not."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards. It lies where the benchmarks lie, so that the disk is the project's."""
+    folder = Path(tempfile.mkdtemp(prefix=".scratch-", dir=HERE))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_child(script: str, *args: str, home: Path) -> Any:
+    """Run a script as one of its children and return what it printed.
+
+    Raises:
+        SystemExit: it failed; its last words are shown.
+    """
+    command = [sys.executable, script, "--child", *args]
+    done = subprocess.run(
+        command, env=environment(home), capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{Path(script).name} {' '.join(args)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout)
+
+
+def take_turns(runs: int, sides: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
+    """A B A B ...: what disturbs the machine for a while then disturbs every side alike."""
+    found: dict[str, list[Any]] = {name: [] for name in sides}
+    for _ in range(runs):
+        for name, run in sides.items():
+            found[name].append(run())
+    return found
+
+
+def rss_mb(pid: int) -> float:
+    """The resident memory of a process, in MiB."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    except OSError:
+        raise SystemExit("resident memory is read from /proc/PID/status, which only Linux has") from None
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1024
+
+
+class StdioServer:
+    """A server's process and as much of an MCP client as it takes to list its tools: the handshake of any version."""
+
+    def __init__(self, command: list[str], home: Path) -> None:
+        self._log = (home / "stderr.log").open("w+b")
+        self._process = subprocess.Popen(
+            command, env=environment(home), cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
+        )
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()  # the way a client says goodbye
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+    def list_tools(self) -> bytes:
+        """Open the session and ask for the tools; the answer as it was sent, one line of JSON-RPC."""
+        client = {"name": "benchmark", "version": "1"}
+        hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client}
+        self._send({"id": 1, "method": "initialize", "params": hello})
+        self._answer(1)
+        self._send({"method": "notifications/initialized"})
+        self._send({"id": 2, "method": "tools/list", "params": {}})
+        return self._answer(2)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def _answer(self, request_id: int) -> bytes:
+        assert self._process.stdout
+        while line := self._process.stdout.readline():
+            message = json.loads(line)
+            if message.get("id") == request_id and "result" in message:
+                return line
+            if "error" in message:
+                raise SystemExit(f"the server refused: {message['error']}")
+        self._log.seek(0)
+        raise SystemExit(f"the server ended without an answer:\n{self._log.read()[-3000:].decode(errors='replace')}")
+
+
+# ------------------------------------------------------------------------------------------- setting
+
+
+def setting(*facts: str) -> str:
+    """Where a figure comes from: its own facts, then the machine and how busy it is."""
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return "; ".join([*facts, machine, load])
+
+
+def version_of(package: str) -> str:
+    return f"{package} {metadata.version(package)}"
+
+
+def _short(number: float) -> float:
+    """Four digits are more than such a measurement has."""
+    if number == int(number) or abs(number) >= 1000:
+        return round(number)
+    return float(f"{number:.4g}")

@@ -1,0 +1,44 @@
+"""`ksi-mcp worker`: run turns, without a client."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from ksi_mcp.cli.options import HomeOption, ProjectOption
+from ksi_mcp.cli.running import run_until_told
+
+logger = logging.getLogger(__name__)
+
+
+def command(
+    home: HomeOption = None,
+    until_idle: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="End after so long without work. Default: never.")
+    ] = None,
+    project: ProjectOption = None,
+) -> None:
+    """Run turns, route events and fire delays of a data folder. Logs go to stderr.
+
+    A data folder has one worker. Where another one is at work already, this one ends at once, with code 0.
+    """
+    from ksi_mcp.app import App, AppOptions
+    from ksi_mcp.config import find_home, load_config
+    from ksi_mcp.errors import Conflict
+    from ksi_mcp.logs import configure_logging
+
+    place = find_home(home)
+    config = load_config(place)
+    configure_logging(config.log_level)
+    app = App(place, AppOptions(worker="inside", project=project), config=config)
+
+    async def work() -> None:
+        try:
+            async with app:
+                await app.run_until_idle(until_idle)
+        except Conflict as conflict:
+            logger.info("not needed: %s", conflict.message)
+
+    run_until_told(work())

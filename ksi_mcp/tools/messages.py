@@ -1,0 +1,156 @@
+"""Messages: send, broadcast, wait, read back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ksi_mcp.agents import reach
+from ksi_mcp.agents.roster import Delivery
+from ksi_mcp.db import Tx
+from ksi_mcp.errors import Invalid
+from ksi_mcp.queues.model import OpClass
+from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.events import check_emittable
+from ksi_mcp.tools.selecting import AgentRef, AgentWhere, Key, message_text, select_living
+from ksi_mcp.tools.tool import View, tool
+from ksi_mcp.tools.views import HistoryView, TurnView
+from ksi_mcp.tools.waiting import MAX_WAIT_S, Gathered, gather
+
+
+class History(View):
+    """The newest finished turns, oldest first."""
+
+    agent: str
+    name: str
+    turns: list[HistoryView]
+
+
+class Broadcast(View):
+    """The turns made, one an agent."""
+
+    turns: list[TurnView]
+
+
+@tool(
+    "agent_send",
+    needs="messaging",
+    effects="writes",
+    title="Send a message to an agent",
+    waits=True,
+    aliases={"agent_id": "agent", "to": "agent", "target_agent": "agent", "prompt": "message", "content": "message"},
+    commands=("agent:send_message", "completion:async"),
+)
+async def agent_send(
+    call: Call,
+    *,
+    agent: AgentRef,
+    message: str | dict[str, Any],
+    wait_s: Annotated[float, Field(description="also wait so long for the reply", ge=0, le=MAX_WAIT_S)] = 0,
+    reply_event: Annotated[str | None, Field(description="event to emit with the reply")] = None,
+    timeout_s: Annotated[float | None, Field(description="for the model call", gt=0, le=3600)] = None,
+    op_class: OpClass = "analysis",
+    idempotency_key: Key = None,
+) -> TurnView:
+    """Give an agent a message; it becomes a turn. Returns the turn id at once, or the reply if wait_s was enough.
+
+    Then agent_wait(turns=[...]). Messages to one agent are answered in order; different agents work in parallel.
+    """
+    if reply_event is not None:
+        check_emittable(call, reply_event)
+
+    def work(tx: Tx) -> TurnView:
+        found = reach.find(tx, call.ctx, agent)
+        how = Delivery(reply_event=reply_event, timeout_s=timeout_s, op_class=op_class)
+        return TurnView.of(call.svc.roster.send(tx, call.ctx, found, message_text(message), how), found.name)
+
+    sent = await call.commit(work, key=idempotency_key, again=TurnView)
+    if wait_s <= 0:
+        return sent
+    gathered = await gather(call, turns=(sent.turn,), agents=(), timeout_s=wait_s, min_responses=1)
+    return gathered.turns[0]
+
+
+@tool("agent_broadcast", needs="messaging", effects="writes", title="Send one message to many agents")
+async def agent_broadcast(
+    call: Call,
+    *,
+    filter: AgentWhere,
+    message: str | dict[str, Any],
+    reply_event: str | None = None,
+) -> Broadcast:
+    """Give every living agent that fits the filter the same message, in one transaction. Returns a turn each."""
+    if reply_event is not None:
+        check_emittable(call, reply_event)
+
+    def work(tx: Tx) -> Broadcast:
+        found = select_living(tx, call, filter)
+        sent = [
+            TurnView.of(
+                call.svc.roster.send(tx, call.ctx, one, message_text(message), Delivery(reply_event=reply_event)),
+                one.name,
+            )
+            for one in found
+            if one.agent_id != call.ctx.actor.agent_id
+        ]
+        if not sent:
+            raise Invalid("no living agent fits the filter", hint="agent_list shows who is there")
+        return Broadcast(turns=sent)
+
+    return await call.commit(work)
+
+
+@tool(
+    "agent_wait",
+    needs="messaging",
+    effects="reads",
+    title="Wait for replies",
+    waits=True,
+    aliases={"timeout": "timeout_s"},
+)
+async def agent_wait(
+    call: Call,
+    *,
+    turns: Annotated[list[str] | None, Field(description="turn ids", max_length=1000)] = None,
+    agents: Annotated[list[str] | None, Field(description="or agents: their newest turns", max_length=1000)] = None,
+    timeout_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S)] = 30,
+    min_responses: Annotated[int | None, Field(description="enough; default all", ge=1)] = None,
+    collect_partial: Annotated[bool, Field(description="texts of those not done too")] = True,
+) -> Gathered:
+    """Wait until turns have ended (GATHER). Returns each turn's reply and a census {asked, ok, failed, ..., pending}.
+
+    Running out of time is not an error: call again with the same ids while pending > 0; nothing is lost or repeated.
+    """
+    if not turns and not agents:
+        raise Invalid("agent_wait needs turns or agents", hint="agent_send returned the turn ids")
+    return await gather(
+        call,
+        turns=tuple(turns or ()),
+        agents=tuple(agents or ()),
+        timeout_s=timeout_s,
+        min_responses=min_responses,
+        collect_partial=collect_partial,
+    )
+
+
+@tool(
+    "agent_history",
+    needs="base",
+    effects="reads",
+    title="Read a conversation",
+    idempotent=True,
+    aliases={"agent_id": "agent"},
+)
+async def agent_history(call: Call, *, agent: AgentRef, limit: Annotated[int, Field(ge=1, le=100)] = 10) -> History:
+    """Return the newest finished turns of an agent, oldest first: prompt, tools used, reply."""
+
+    def work(tx: Tx) -> History:
+        found = reach.find(tx, call.ctx, agent)
+        turns = [HistoryView.of(past) for past in call.svc.roster.history(tx, found, limit=limit)]
+        return History(agent=found.agent_id, name=found.name, turns=turns)
+
+    return await call.read(work)
+
+
+TOOLS = (agent_send, agent_wait, agent_history, agent_broadcast)

@@ -1,0 +1,245 @@
+"""MCP over HTTP: Streamable HTTP at /mcp and, for older clients, SSE at /sse, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import cast
+
+from mcp.server.transport_security import TransportSecuritySettings
+
+from ksi_mcp.app import App
+from ksi_mcp.errors import Invalid
+from ksi_mcp.transports.auth import (
+    AsgiApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    is_authorized,
+    read_or_make_token,
+    refuse,
+)
+from ksi_mcp.transports.server import KsiServer, ToolSet, build_server
+from ksi_mcp.transports.signals import stopping
+
+KINDS = frozenset({"http", "sse"})
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""A larger request is answered with 413, unread."""
+GRACE_S = 1
+"""How long calls at work may go on once the server is told to stop. What they wait for goes on in any case."""
+
+_BACKLOG = 128
+_REFUSALS = frozenset({403, 421})
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+__all__ = ["KINDS", "is_loopback", "read_or_make_token", "serve_http"]
+
+
+async def serve_http(
+    app: App,
+    *,
+    host: str,
+    port: int,
+    kinds: frozenset[str] = KINDS,
+    token: str | None,
+    tools: ToolSet = "default",
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, or until cancelled.
+
+    `port` 0 takes a free one; `on_ready` is called with the base URL, such as `http://127.0.0.1:8765`, once
+    clients can connect. Without `token` anybody who reaches the port is the operator; that is only taken on
+    loopback. The Host and Origin headers must name `host` or loopback, except where `host` means all
+    interfaces: their names are unknown, and a web page that finds its way there has no token.
+
+    Raises:
+        Invalid: no token on another host than loopback, an unknown kind, or an address that cannot be used.
+    """
+    import uvicorn
+
+    if not kinds or not kinds <= KINDS:
+        raise Invalid(f"unknown kinds of transport: {', '.join(sorted(kinds - KINDS)) or 'none'}", hint="http, sse")
+    if not token and not is_loopback(host):
+        raise Invalid(f"serving on {host[:80]!r} needs a token", hint="only loopback may go without")
+    listener = await listen(host, port)
+    try:
+        server = build_server(app, tools=tools)
+        door = _Door(server, kinds=kinds, token=token, security=_security(host))
+        config = uvicorn.Config(
+            door,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        web = uvicorn.Server(config)
+
+        def stop() -> None:
+            web.should_exit = True
+            door.close()
+
+        async with contextlib.AsyncExitStack() as stack:
+            if "http" in kinds:
+                await stack.enter_async_context(server.session_manager.run())
+            # Ours are installed first: uvicorn puts its own above them and, once it has shut down, sends itself
+            # the signal again. That must find these, or the process would die before the App is closed.
+            stack.enter_context(stopping(stop))
+            work = asyncio.create_task(web.serve(sockets=[listener]))
+            if on_ready is not None:
+                on_ready(_url(host, listener))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                stop()
+                await work
+                raise
+    finally:
+        listener.close()
+
+
+class _Door:
+    """Every request: to its transport if it carries the token. Knows the open ones, to end them at shutdown."""
+
+    def __init__(
+        self, server: KsiServer, *, kinds: frozenset[str], token: str | None, security: TransportSecuritySettings
+    ) -> None:
+        self._token = token
+        self._apps: dict[str, AsgiApp] = {}
+        self._open: set[asyncio.Task[object]] = set()
+        self._closed = False
+        if "http" in kinds:
+            self._apps["/mcp"] = cast(
+                "AsgiApp",
+                server.streamable_http_app(max_request_body_size=MAX_BODY_BYTES, transport_security=security),
+            )
+        if "sse" in kinds:
+            sse = cast("AsgiApp", server.sse_app(max_request_body_size=MAX_BODY_BYTES, transport_security=security))
+            self._apps |= {"/sse": sse, "/messages": sse}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        if path == "/health":
+            await answer(send, 200, {"status": "ok"})
+            return
+        app = self._apps.get("/messages" if path.startswith("/messages/") else path)
+        if app is None:
+            await answer(send, 404, {"error": "not found", "message": f"here are {', '.join(self._apps)} and /health"})
+        elif self._token is not None and not is_authorized(scope["headers"], self._token):
+            await refuse(send)
+        elif self._closed:
+            await answer(send, 503, {"error": "shutting down"})
+        else:
+            await self._pass(app, scope, receive, send)
+
+    async def _pass(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            status = status or message["status"]
+            await send(message)
+
+        task = asyncio.current_task()
+        if task is not None and scope["method"] == "GET":
+            self._open.add(task)
+        try:
+            await app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            with contextlib.suppress(Exception):  # the client may be gone
+                if status:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                else:
+                    await answer(send, 503, {"error": "shutting down"})
+        except ValueError:
+            if status not in _REFUSALS:  # the SDK's SSE endpoint raises after it has refused a Host or Origin
+                raise
+        finally:
+            if task is not None:
+                self._open.discard(task)
+
+    def close(self) -> None:
+        """End the streams that would stay open for ever; calls at work may finish."""
+        self._closed = True
+        for task in list(self._open):
+            task.cancel()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        Invalid: the address is unknown or in use.
+    """
+    try:
+        # With the protocol named, asyncio switches Nagle's delay off for the connections.
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+        family, kind, proto, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as failure:
+        reason = getattr(failure, "strerror", None) or "not an address"
+        raise Invalid(
+            f"cannot listen on {host[:80]!r}, port {port}: {reason}", hint="choose another --host or --port"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _security(host: str) -> TransportSecuritySettings:
+    if _is_wildcard(host):
+        return TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    names = [*_LOOPBACK] if is_loopback(host) else []
+    own = _bracketed(host)
+    if own not in names:
+        names.append(own)
+    hosts = [form for name in names for form in (name, f"{name}:*")]
+    return TransportSecuritySettings(
+        allowed_hosts=hosts,
+        allowed_origins=[f"{scheme}://{form}" for scheme in ("http", "https") for form in hosts],
+    )
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return not host
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    name = "127.0.0.1" if _is_wildcard(host) else _bracketed(host)
+    return f"http://{name}:{listener.getsockname()[1]}"

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksi_mcp.agents.history import PastTurn, Round, StoredResult, conversation, encode_answer, messages_of, round_of
+from ksi_mcp.providers.base import Answer, Message, ToolResult, ToolUse
+
+
+def said(number: int, text: str, *uses: str, results: dict[int, str] | None = None) -> Round:
+    return Round(
+        number=number,
+        text=text,
+        tool_uses=tuple(ToolUse(id=f"u{number}{name}", name=name, input={}) for name in uses),
+        stop_reason="tool_use" if uses else "end_turn",
+        results={i: StoredResult(index=i, text=text, is_error=False) for i, text in (results or {}).items()},
+    )
+
+
+def turn(name: str, *rounds: Round) -> PastTurn:
+    return PastTurn(turn_id=name, prompt=f"ask {name}", rounds=rounds, at_ms=0)
+
+
+def test_a_turn_reads_as_the_model_saw_it() -> None:
+    use = ToolUse(id="u1look", name="look", input={})
+    messages = messages_of(turn("t", said(1, "wait", "look", results={0: "seen"}), said(2, "done")))
+    assert messages == [
+        Message(role="user", blocks=("ask t",)),
+        Message(role="assistant", blocks=("wait", use)),
+        Message(role="user", blocks=(ToolResult(tool_use_id="u1look", content="seen"),)),
+        Message(role="assistant", blocks=("done",)),
+    ]
+
+
+def test_every_tool_call_has_a_result_even_if_it_never_ran() -> None:
+    messages = messages_of(turn("t", said(1, "", "one", "two", results={1: "second"})))
+    assert messages[-1].blocks == (
+        ToolResult(tool_use_id="u1one", content="not run", is_error=True),
+        ToolResult(tool_use_id="u1two", content="second"),
+    )
+
+
+def test_an_answer_survives_its_storage_and_loses_what_no_store_can_hold() -> None:
+    uses = (ToolUse(id="u", name="n", input={"x": "é\ud800", "y": [1, None]}),)
+    answer = Answer(text="a\udfffb 漢", model="m", stop_reason="tool_use", tool_uses=uses)
+    stored = encode_answer(answer)
+    stored.encode()
+    back = round_of(3, stored, {})
+    assert (back.number, back.text, back.stop_reason) == (3, "a?b 漢", "tool_use")
+    assert back.tool_uses == (ToolUse(id="u", name="n", input={"x": "é?", "y": [1, None]}),)
+    assert json.loads(stored)["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        (0, []),
+        (1, []),
+        (2, ["c"]),
+        (5, ["c"]),
+        (6, ["b", "c"]),
+        (7, ["b", "c"]),
+        (8, ["a", "b", "c"]),
+        (99, ["a", "b", "c"]),
+    ],
+)
+def test_the_newest_whole_turns_that_fit_are_kept(limit: int, kept: list[str]) -> None:
+    earlier = [
+        turn("a", said(1, "A")),  # 2 messages
+        turn("b", said(1, "", "look", results={0: "seen"}), said(2, "B")),  # 4 messages
+        turn("c", said(1, "C")),  # 2 messages
+    ]
+    prompts = [
+        message.blocks[0] for message in conversation(earlier, limit=limit) if isinstance(message.blocks[0], str)
+    ]
+    assert [text for text in prompts if text.startswith("ask")] == [f"ask {name}" for name in kept]
+
+
+def test_a_turn_without_a_word_of_the_model_is_left_out() -> None:
+    earlier = [turn("a", said(1, "A")), turn("empty", said(1, "  ")), turn("silent"), turn("b", said(1, "B"))]
+    assert [message.blocks for message in conversation(earlier, limit=99)] == [("ask a",), ("A",), ("ask b",), ("B",)]
+
+
+rounds = st.lists(st.tuples(st.sampled_from(["", " ", "text"]), st.integers(0, 3)), max_size=4).map(
+    lambda items: tuple(said(n, text, *(f"tool{i}" for i in range(uses))) for n, (text, uses) in enumerate(items, 1))
+)
+
+
+@given(st.lists(rounds, max_size=6), st.integers(0, 30))
+def test_roles_alternate_it_starts_with_the_user_and_ends_with_the_model(
+    turns: list[tuple[Round, ...]], limit: int
+) -> None:
+    messages = conversation([turn(str(n), *items) for n, items in enumerate(turns)], limit=limit)
+    assert len(messages) <= limit
+    assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2)
+    for asked, answered in zip(messages, messages[1:], strict=False):
+        uses = [block.id for block in asked.blocks if isinstance(block, ToolUse)]
+        results = [block.tool_use_id for block in answered.blocks if isinstance(block, ToolResult)]
+        assert uses == results
