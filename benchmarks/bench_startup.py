@@ -15,6 +15,9 @@ from harness import HERE, Figure, Result, StdioServer, main, scratch, setting, t
 SERVE = [sys.executable, "-m", "ksi_mcp", "serve"]
 BARE = [sys.executable, str(HERE / "peers" / "bare_mcp.py")]
 
+RUNS = 11
+"""A start is short, and a ratio of two short times is noisy."""
+
 
 def seconds(command: list[str], home: Path) -> float:
     started = time.perf_counter()
@@ -44,4 +47,4 @@ def measure(runs: int) -> Result:
 
 
 if __name__ == "__main__":
-    main(measure)
+    main(measure, runs=RUNS)

@@ -88,11 +88,13 @@ class Result:
 Measure = Callable[[int], Result]
 
 
-def main(measure: Measure, children: dict[str, Callable[[list[str]], object]] | None = None) -> None:
-    """Be a script: `[--json] [--runs N]`, or one of its own children."""
+def main(
+    measure: Measure, children: dict[str, Callable[[list[str]], object]] | None = None, *, runs: int = MIN_RUNS
+) -> None:
+    """Be a script: `[--json] [--runs N]`, or one of its own children. `runs`: without `--runs`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--runs", type=int, default=MIN_RUNS, help=f"of each side, at least {MIN_RUNS}")
+    parser.add_argument("--runs", type=int, default=runs, help=f"of each side, at least {MIN_RUNS}")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:

@@ -87,7 +87,7 @@ def _application(arguments: Sequence[str]) -> typer.Typer:
 
 def _options(
     *,
-    version: bool = typer.Option(False, "--version", is_eager=True, callback=lambda asked: _show_version(asked=asked)),  # noqa: ARG001  the callback acts on it
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=lambda asked: _show_version(asked=asked)),
 ) -> None:
     """Durable, budget-capped, multi-agent orchestration for any MCP client."""
 

@@ -307,7 +307,8 @@ class App:
             return
         self._launch()
         until_s = self._clock.monotonic_s() + LAUNCH_S
-        while not self.worker_lives() and self._clock.monotonic_s() < until_s:
+        # No event of this loop says that another process has taken a lock.
+        while not self.worker_lives() and self._clock.monotonic_s() < until_s:  # noqa: ASYNC110
             await asyncio.sleep(LAUNCH_LOOK_S)
 
     async def unfinished(self) -> bool:
@@ -341,7 +342,7 @@ class App:
         if self._options.project is not None:
             command += ["--project", str(self._options.project)]
         with (self.home.logs / "worker.log").open("ab") as log:
-            subprocess.Popen(
+            subprocess.Popen(  # noqa: S603  our own interpreter and module, a folder and a number
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
             )
 

@@ -269,12 +269,16 @@ class Roster:
     # ---------------------------------------------------------------------------------- ending
 
     def end(self, tx: Tx, ctx: Context, agent: Agent, *, life: AgentLife, reason: str) -> list[Turn]:
-        """End an agent: what waits for it is cancelled, its name is free; the turns cancelled (none if it had ended)."""
+        """End an agent: what waits for it is cancelled, its name is free; the turns cancelled (none if it had ended).
+
+        The turn in which an agent ends itself is not cancelled by that: it may still say its last word.
+        """
         if tx.run("agents.end", {"agent_id": agent.agent_id, "status": life, "now_ms": tx.now_ms}) == 0:
             return []
         cancelled = [
             turn
             for turn_id in self._queues.unfinished(tx, agent.agent_id)
+            if not (ctx.slot is not None and turn_id == ctx.slot.turn_id)
             if (turn := self._queues.cancel(tx, turn_id, reason=reason)) is not None
         ]
         for turn in cancelled:

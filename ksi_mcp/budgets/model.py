@@ -11,6 +11,7 @@ from ksi_mcp.errors import Invalid
 from ksi_mcp.ids import AccountId, HoldId
 
 GLOBAL = AccountId("global")
+MAX_USD = 1_000_000_000
 
 LimitKind = Literal["usd", "tokens", "turns", "closed"]
 
@@ -31,8 +32,8 @@ class Limits:
 
 def limits_of(*, usd: float | None, tokens: int | None, turns: int | None) -> Limits:
     """Limits from what people write: US dollars with a fraction, rounded down to a micro-dollar."""
-    if usd is not None and not 0 <= usd <= 1_000_000_000:
-        raise Invalid(f"budget usd is {usd}", hint="give US dollars from 0 to 1,000,000,000")
+    if usd is not None and not 0 <= usd <= MAX_USD:
+        raise Invalid(f"budget usd is {usd}", hint=f"give US dollars from 0 to {MAX_USD:,}")
     return Limits(usd_micros=None if usd is None else int(usd * 1_000_000), tokens=tokens, turns=turns)
 
 

@@ -14,11 +14,15 @@ from ksi_mcp.cli.running import run_until_told
 def command(
     script: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Replies (YAML). Without it prompts are echoed."),
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="Replies (YAML). Without it prompts are echoed."
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Whoever reaches it can use it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
-    requests_per_second: Annotated[float | None, typer.Option(min=0.001, help="Above it: 429 with retry-after.")] = None,
+    requests_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="Above it: 429 with retry-after.")
+    ] = None,
     max_in_flight: Annotated[int | None, typer.Option(min=1, help="Above it: 429 with retry-after.")] = None,
 ) -> None:
     """Serve the Messages API from a script: answers, tool calls, latency and faults, without a key or a network.

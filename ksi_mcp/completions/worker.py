@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_NAP_S = 5.0
 """A worker that heard nothing looks all the same."""
+STORE_PAUSE_S = 1.0
+"""How long a worker leaves a store alone that failed it."""
 GIVE_BACK_S = 30.0
 """A turn whose step could not be stored waits so long: the store may recover, and each try may cost."""
 
@@ -77,7 +79,7 @@ class Worker:
                         await self._nap()
                 except StoreError:
                     logger.exception("the store failed the worker; trying again")
-                    await asyncio.sleep(1)
+                    await asyncio.sleep(STORE_PAUSE_S)
         finally:
             listener.cancel()
             running = list(self._tasks.values())

@@ -81,11 +81,10 @@ class Doorbell:
         if self._socket is None:
             return
         try:
-            names = os.listdir(self._folder)
+            bells = list(self._folder.iterdir())
         except OSError:
             return
-        for name in names:
-            other = self._folder / name
+        for other in bells:
             if other == self._own:
                 continue
             try:

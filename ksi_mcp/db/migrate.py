@@ -14,11 +14,10 @@ _FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 
 def migrations() -> list[tuple[int, str, str]]:
     """All steps as (version, name, SQL), in order."""
-    steps = []
-    for file in (resources.files("ksi_mcp.db") / "migrations").iterdir():
-        if match := _FILE.match(file.name):
-            steps.append((int(match[1]), match[2], file.read_text("utf-8")))
-    return sorted(steps)
+    files = (resources.files("ksi_mcp.db") / "migrations").iterdir()
+    return sorted(
+        (int(found[1]), found[2], file.read_text("utf-8")) for file in files if (found := _FILE.match(file.name))
+    )
 
 
 def migrate(connection: sqlite3.Connection, *, now_ms: int) -> int:

@@ -54,10 +54,9 @@ def split_script(text: str) -> list[str]:
     buffer = ""
     for line in text.splitlines(keepends=True):
         buffer += line
-        if line.rstrip().endswith(";") or "; --" in line:
-            if sqlite3.complete_statement(buffer):
-                statements.append(buffer.strip())
-                buffer = ""
+        if (line.rstrip().endswith(";") or "; --" in line) and sqlite3.complete_statement(buffer):
+            statements.append(buffer.strip())
+            buffer = ""
     if buffer.strip() and not all(line.startswith("--") or not line for line in buffer.strip().splitlines()):
         statements.append(buffer.strip())
     return statements

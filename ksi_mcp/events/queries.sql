@@ -51,6 +51,11 @@ SELECT MIN(due_ms) AS due_ms FROM delayed_event
 -- why: in the transaction of its effect; zero rows means that somebody else fired it.
 DELETE FROM delayed_event WHERE delayed_id = :delayed_id
 
+-- undelivered
+-- why: an event that the router has still to deliver is work that no queue shows yet.
+SELECT COUNT(*) AS events FROM outbox JOIN event USING (event_id)
+WHERE COALESCE(event.orchestration_id, '') IN (SELECT value FROM json_each(:orchestrations))
+
 -- outbox_waiting
 -- why: whether the router still has something to do.
 SELECT EXISTS (SELECT 1 FROM outbox) AS waiting

@@ -139,7 +139,9 @@ class Conductor:
     def end(
         self, tx: Tx, ctx: Context, run: Orchestration, ending: Ending
     ) -> tuple[Orchestration, list[Agent], list[Turn]]:
-        """End a run: its agents and rules end with it, what waits is cancelled. The run, its agents, the cancelled turns.
+        """End a run: its agents and rules end with it, what waits is cancelled.
+
+        Returns the run, the agents that ended with it, and the turns that were cancelled.
 
         Raises:
             Conflict: it has ended before.

@@ -53,7 +53,13 @@ class DecisionsView(View):
     cursor: str | None = None
 
 
-@tool("composition_track_decision", needs="decisions", effects="writes", title="Track a decision", aliases={"agent_id": "agent"})
+@tool(
+    "composition_track_decision",
+    needs="decisions",
+    effects="writes",
+    title="Track a decision",
+    aliases={"agent_id": "agent"},
+)
 async def composition_track_decision(
     call: Call,
     *,
@@ -69,7 +75,7 @@ async def composition_track_decision(
     """Record a decision made while following a pattern (TRACK), so that the pattern can evolve on evidence."""
     tracked = await call.svc.decisions.track(
         call.ctx,
-        call.committer(lambda made: DecisionView.of(made)),
+        call.committer(DecisionView.of),
         pattern=pattern,
         decision=decision,
         context=context,

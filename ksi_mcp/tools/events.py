@@ -105,7 +105,7 @@ async def event_emit(
     encode_data(event, payload)
     compiled = compile_condition(condition) if condition is not None else None
     if delay_s > 0:
-        return await _delay(call, event, payload, delay_s, condition, orchestration)
+        return await _delay(call, event, payload, delay_s=delay_s, condition=condition, orchestration=orchestration)
     if compiled is not None:
         scope = {
             "event": event,
@@ -143,7 +143,7 @@ async def event_emit(
 
 
 async def _delay(
-    call: Call, event: str, data: dict[str, Any], delay_s: float, condition: str | None, orchestration: str | None
+    call: Call, event: str, data: dict[str, Any], *, delay_s: float, condition: str | None, orchestration: str | None
 ) -> Emitted:
     def work(tx: Tx) -> Emitted:
         run = _run_of(tx, call, orchestration)

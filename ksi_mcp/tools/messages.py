@@ -63,7 +63,10 @@ async def agent_send(
     def work(tx: Tx) -> TurnView:
         found = reach.find(tx, call.ctx, agent)
         how = Delivery(reply_event=reply_event, timeout_s=timeout_s, op_class=op_class)
-        return TurnView.of(call.svc.roster.send(tx, call.ctx, found, message_text(message), how), found.name)
+        turn = call.svc.roster.send(tx, call.ctx, found, message_text(message), how)
+        if wait_s > 0 and call.ctx.slot is not None:  # a wait that cannot be must not leave the message behind
+            call.svc.queues.begin_wait(tx, call.svc.queues.get(tx, call.ctx.slot.turn_id), [turn])
+        return TurnView.of(turn, found.name)
 
     sent = await call.commit(work, key=idempotency_key, again=TurnView)
     if wait_s <= 0:

@@ -37,7 +37,7 @@ class HelpView(View):
 async def help_(
     call: Call, *, topic: Annotated[str | None, Field(description="a tool or command name; none: the list")] = None
 ) -> HelpView:
-    """List every tool there is, also those not listed to you, or explain one. Run any with event_emit(command, data)."""
+    """List every tool there is, also those not listed to you, or explain one. event_emit(command, data) runs any."""
     if topic is not None:
         found = call.toolbox.command(topic) or call.toolbox.get(topic.replace(":", "_"))
         return HelpView(

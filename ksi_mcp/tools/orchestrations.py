@@ -18,6 +18,7 @@ from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.specs import BudgetWants, limits_of_wish, spec_of, tightest
 from ksi_mcp.tools.tool import View, tool
 from ksi_mcp.tools.views import AgentView, BudgetView, CensusView, EventView, at
+from ksi_mcp.tools.waiting import undelivered
 
 BASE_ORCHESTRATOR = "base_orchestrator"
 ORCHESTRATOR = "orchestrator"
@@ -94,6 +95,7 @@ class StatusView(RunView):
     agents: list[AgentBrief]
     census: CensusView
     queue: dict[str, int]
+    undelivered_events: int | None = None
     budget: BudgetView
     events: list[EventView]
     metrics: dict[str, Any] | None = None
@@ -239,6 +241,7 @@ async def orchestration_status(
         agents = call.svc.roster.living_in(tx, run.orchestration_id)
         queue = call.svc.conductor.queue(tx, run.orchestration_id)
         turns = queue.turns
+        due = undelivered(tx, [run.orchestration_id])
         done = {"done", "failed", "cancelled", "timed_out"}
         census = CensusView(
             asked=sum(turns.values()),
@@ -252,11 +255,12 @@ async def orchestration_status(
             **RunView.of(run).model_dump(),
             agents=[AgentBrief.of(agent) for agent in agents[:100]],
             census=census,
+            undelivered_events=due or None,
             queue={state: count for state, count in turns.items() if state not in done},
             budget=BudgetView.of(call.svc.ledger.account(tx, run.orchestration_id)),
             events=[],
             metrics=run.metrics,
-            next=_next_steps(run, agents, census),
+            next=_next_steps(run, agents, census, due),
         )
 
     status = await call.read(work)
@@ -266,16 +270,18 @@ async def orchestration_status(
     return status.model_copy(update={"events": [EventView.of(event) for event in page.events]})
 
 
-def _next_steps(run: Orchestration, agents: list[Agent], census: CensusView) -> list[str]:
+def _next_steps(run: Orchestration, agents: list[Agent], census: CensusView, due: int) -> list[str]:
     if run.state != "running":
         return [f"the run is {run.state}; agent_history and event_query still show what happened"]
     steps = []
+    if due:
+        steps.append(f"{due} events are still being delivered: agent_wait(agents=[...]) waits for them too")
     if census.pending:
         names = [agent.name for agent in agents if agent.pending][:5]
         steps.append(f"agent_wait(agents={names}): {census.pending} turns are pending")
     if census.failed:
         steps.append("event_query(names=['completion:failed']) says why turns failed")
-    if not census.pending:
+    if not census.pending and not due:
         steps.append("nothing is pending: send the next messages, or orchestration_complete")
     return steps
 

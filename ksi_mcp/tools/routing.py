@@ -12,6 +12,7 @@ from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid, NotFound
 from ksi_mcp.events.model import event_of
 from ksi_mcp.routing.matching import Match
+from ksi_mcp.routing.router import Explanation
 from ksi_mcp.routing.rules import Rule, RuleDraft
 from ksi_mcp.routing.store import RuleFilter
 from ksi_mcp.tools.call import Call
@@ -292,7 +293,7 @@ async def routing_explain(
                 raise NotFound(f"there is no event {event_id}", hint="event_query shows recorded events")
             found = call.svc.router.preview(tx, call.ctx, event_of(row))
         else:
-            found = call.svc.router.explain(tx, call.ctx, event or "", data, source)
+            found = _imagined(tx, call, event or "", data, source)
         return ExplainView(
             event=found.event,
             fires=[MatchView.of(match) for match in found.fires],
@@ -302,6 +303,19 @@ async def routing_explain(
         )
 
     return await call.read(work)
+
+
+def _imagined(tx: Tx, call: Call, event: str, data: dict[str, Any] | None, source: str | None) -> Explanation:
+    """An event that nobody emitted: what an agent emits belongs to the agent's run."""
+    agent_id = run = None
+    if source is not None and source.startswith("agent:"):
+        agent = reach.find(tx, call.ctx, source.removeprefix("agent:"))
+        source, agent_id, run = f"agent:{agent.agent_id}", agent.agent_id, agent.orchestration_id
+    elif source not in (None, "operator"):
+        raise Invalid(f"source {source[:60]!r} is nobody", hint="operator, or agent:<id or name>")
+    else:
+        run = reach.grants(tx, call.ctx).orchestration_id
+    return call.svc.router.explain(tx, call.ctx, event, data, source, agent_id=agent_id, orchestration_id=run)
 
 
 _FILTER_KEYS = {"orchestration": "orchestration_id", "pattern": "source_pattern", "target_agent": "target"}

@@ -31,10 +31,12 @@ class AgentWhere(Part):
 
 
 def message_text(value: str | dict[str, Any]) -> str:
+    """A message as the agent reads it; an object becomes JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
 
 
 def filter_of(where: AgentWhere | None) -> AgentFilter:
+    """As the roster takes it; the living only, unless a status says otherwise."""
     if where is None:
         return AgentFilter(status="active")
     return AgentFilter(

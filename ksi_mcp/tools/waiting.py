@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from ksi_mcp.agents import reach
@@ -17,6 +18,8 @@ MAX_WAIT_S = 55.0
 """Clients cut calls off after a minute or more; a wait ends before that, and can be repeated."""
 ENDINGS = frozenset({"completion:result", "completion:failed", "completion:cancelled"})
 _HEARTBEAT_S = 5.0
+_DELIVERY_S = 5.0
+_DELIVERY_LOOK_S = 0.05
 _TELL_S = 0.5
 """Progress is told at most this often."""
 _TEXT_BUDGET = 30_000
@@ -47,6 +50,8 @@ async def gather(
     def wants(event: Event) -> bool:
         return event.name in ENDINGS
 
+    if agents:
+        await _deliveries_made(call, agents, min(timeout_s, _DELIVERY_S))
     async with call.svc.journal.subscribe(wants) as endings:
         found, names = await call.read(lambda tx: _find(tx, call, turns, agents))
         turns_by_id = {turn.turn_id: turn for turn in found}
@@ -78,6 +83,26 @@ async def gather(
                 await call.svc.journal.commit(lambda tx: call.svc.queues.end_wait(tx, slot.turn_id))
     found = list(turns_by_id.values())
     return _view(found, names, collect_partial=collect_partial)
+
+
+async def _deliveries_made(call: Call, agents: Sequence[str], seconds: float) -> None:
+    """Let the router deliver what these agents' runs have emitted: a turn that is due is no turn yet."""
+    until = call.svc.clock.monotonic_s() + seconds
+    runs = await call.read(lambda tx: sorted({reach.find(tx, call.ctx, ref).orchestration_id or "" for ref in agents}))
+
+    async with call.svc.journal.subscribe(lambda _event: True) as live:
+        while await call.read(lambda tx: undelivered(tx, runs)):
+            left = until - call.svc.clock.monotonic_s()
+            if left <= 0:
+                return
+            await live.next(min(left, _DELIVERY_LOOK_S))
+            live.drain()
+
+
+def undelivered(tx: Tx, runs: Sequence[str]) -> int:
+    """How many events of these runs (`""` for outside of any) the router has still to deliver."""
+    row = tx.one("events.undelivered", {"orchestrations": json.dumps(list(runs))})
+    return 0 if row is None else int(row["events"])
 
 
 def _find(tx: Tx, call: Call, turn_ids: Sequence[str], agent_refs: Sequence[str]) -> tuple[list[Turn], dict[str, str]]:

@@ -101,4 +101,4 @@ def _own_stdin() -> Iterator[int]:
     try:
         yield private
     finally:
-        os.dup2(private, original)
+        os.dup2(private, original)  # `private` stays open: a read may still be waiting on it

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -96,7 +97,7 @@ def test_roles_alternate_it_starts_with_the_user_and_ends_with_the_model(
     messages = conversation([turn(str(n), *items) for n, items in enumerate(turns)], limit=limit)
     assert len(messages) <= limit
     assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2)
-    for asked, answered in zip(messages, messages[1:], strict=False):
+    for asked, answered in pairwise(messages):
         uses = [block.id for block in asked.blocks if isinstance(block, ToolUse)]
         results = [block.tool_use_id for block in answered.blocks if isinstance(block, ToolResult)]
         assert uses == results

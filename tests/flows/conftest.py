@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from mcp import Client
 from mcp.types import TextContent
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.config import Config, Home, ScriptedConfig
@@ -187,6 +188,13 @@ class Stage:
             cursor = {"cursor": page["cursor"]}
 
 
+def _only(failure: BaseException) -> BaseException:
+    """What failed, without the groups that the client's tasks put around it."""
+    while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+        failure = failure.exceptions[0]
+    return failure
+
+
 Perform = Callable[..., AbstractAsyncContextManager[Stage]]
 
 
@@ -204,15 +212,19 @@ def perform(request: pytest.FixtureRequest, tmp_path: Path) -> Perform:
         script = {**parts[-1], "replies": [reply for part in parts for reply in part["replies"]]}
         (tmp_path / "script.yaml").write_text(dump(script), "utf-8")
         config = Config(provider="scripted", scripted=ScriptedConfig(script="script.yaml"))
-        async with (
-            App(Home(root=tmp_path), AppOptions(worker="inside"), config=config) as app,
-            Client(build_server(app), mode=mode) as client,
-        ):
-            made = Stage(client, tmp_path)
-            yield made
-            if whole:
-                await made.no_refusals()
-                assert made.used == TOOLS_OF[name]
+        try:
+            async with (
+                App(Home(root=tmp_path), AppOptions(worker="inside"), config=config) as app,
+                Client(build_server(app), mode=mode) as client,
+            ):
+                assert (client.protocol_version in MODERN_PROTOCOL_VERSIONS) == (mode == "auto")
+                made = Stage(client, tmp_path)
+                yield made
+                if whole:
+                    await made.no_refusals()
+                    assert made.used == TOOLS_OF[name]
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
 
     return stage
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 from itertools import combinations
 
-import pytest
-
-from ksi_mcp.yamlio import safe_load
-
 
 async def test_a_debate_is_judged_on_the_arguments_that_were_heard(perform) -> None:
     async with perform("debate_with_judge") as stage:
@@ -62,7 +58,7 @@ async def test_a_debate_is_judged_on_the_arguments_that_were_heard(perform) -> N
 
         against = "(they say home is quiet) yet false it is"
         assert sorted(verdict["reasons"]) == [
-            f"against 0: teams drift apart",
+            "against 0: teams drift apart",
             f"against 1: {against}",
             "for 0: home is quiet",
             f"for 1: granted: they say {against}",
@@ -104,7 +100,11 @@ async def test_a_panel_reaches_consensus_by_what_the_moderator_passes_on(perform
         assert set(positions) == {"sqlite", "postgres"}
         await stage.gather(await stage.send("strategist", "Round 1: emit your consensus:position."))
         (summary,) = await stage.events("consensus:summary", 1)
-        assert sorted(summary["arguments"]) == ["postgres: many writers", "sqlite: easy to undo", "sqlite: one file to copy"]
+        assert sorted(summary["arguments"]) == [
+            "postgres: many writers",
+            "sqlite: easy to undo",
+            "sqlite: one file to copy",
+        ]
 
         # No names in it, and the strongest argument first.
         summary["arguments"].sort(reverse=True)
@@ -121,7 +121,10 @@ async def test_a_panel_reaches_consensus_by_what_the_moderator_passes_on(perform
             confidence=lowest, outcome="success",
         )  # fmt: skip
         ended = await stage.complete(
-            turns=13, outcome="success", metrics={"rounds": 2, "agreement": 1.0}, summary="; ".join(summary["arguments"])
+            turns=13,
+            outcome="success",
+            metrics={"rounds": 2, "agreement": 1.0},
+            summary="; ".join(summary["arguments"]),
         )
         # What the run taught goes into a copy of the pattern.
         forked = await stage.call(

@@ -82,7 +82,7 @@ def rows(home: Path, sql: str) -> list[tuple[Any, ...]]:
 
 async def until(condition: Any, *, seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  other processes ring no bell here
             await asyncio.sleep(0.05)
 
 
@@ -160,7 +160,7 @@ class killed_server:  # noqa: N801  reads as what it is
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, value: BaseException | None, trace: Any) -> bool:
+    def __exit__(self, kind: object, value: BaseException | None, trace: object) -> bool:
         assert value is not None
         return _holds_connection_error(value)
 

@@ -15,6 +15,7 @@ import pytest
 from mcp import Client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.types import ElicitResult
 
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.errors import Invalid
@@ -24,6 +25,7 @@ TOKEN = "a-token-for-tests-only"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+PROMPT_EXIT_S = 2.0
 PROJECT = Path(__file__).parents[2]
 
 
@@ -82,6 +84,20 @@ async def test_a_wait_over_http_hears_what_another_client_does(home, era):
         await two.call_tool("event_emit", {"event": "note:made"})
         result = await asyncio.wait_for(waiting, 10)
     assert result.structured_content["complete"] is True
+
+
+async def test_the_user_is_asked_over_http_too(home, era):
+    async def agree(context, params):
+        return ElicitResult(action="accept", content={"ok": True})
+
+    async with (
+        listening(home) as url,
+        httpx2.AsyncClient(headers=BEARER) as http,
+        Client(streamable_http_client(f"{url}/mcp", http_client=http), mode=era, elicitation_callback=agree) as client,
+    ):
+        await client.call_tool("agent_spawn", {"prompt": "x", "name": "victim"})
+        done = await client.call_tool("event_emit", {"event": "agent:terminate", "data": {"agent": "victim"}})
+    assert not done.is_error
 
 
 async def test_nobody_gets_in_without_the_token(home):
@@ -161,9 +177,26 @@ async def test_a_signal_ends_the_process_promptly_although_streams_are_open(home
     line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
     url = next(word for word in line.split() if word.startswith("http://")).rpartition("/")[0]
     bearer = {"Authorization": f"Bearer {(home.root / 'token').read_text().strip()}"}
-    async with httpx2.AsyncClient(base_url=url, headers=bearer) as http, http.stream("GET", "/sse") as stream:
+    async with (
+        httpx2.AsyncClient(base_url=url, headers=bearer) as http,
+        http.stream("GET", "/sse") as stream,
+        Client(streamable_http_client(f"{url}/mcp", http_client=http), mode="legacy") as client,
+    ):
         assert stream.status_code == 200
+        heard = asyncio.Event()
+
+        async def progress(done: float, total: float | None, message: str | None) -> None:
+            heard.set()
+
+        waiting = asyncio.create_task(
+            client.call_tool(
+                "event_wait", {"names": ["note:*"], "timeout_s": 50}, progress_callback=progress, read_timeout_seconds=5
+            )
+        )
+        await asyncio.wait_for(heard.wait(), 10)
         process.send_signal(signal.SIGTERM)
-        _, errors = await asyncio.wait_for(process.communicate(), 3)
+        _, errors = await asyncio.wait_for(process.communicate(), PROMPT_EXIT_S)
+        waiting.cancel()
+        await asyncio.wait([waiting])
     assert process.returncode == 0
     assert b"Traceback" not in errors

@@ -9,7 +9,7 @@ import pytest
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
 from ksi_mcp.tools.tool import View, tool
-from ksi_mcp.transports.listing import brief, listed
+from ksi_mcp.transports.listing import OPEN_WORLD, brief, listed
 
 TOKEN_BUDGET = 4_000
 
@@ -48,6 +48,7 @@ async def test_every_tool_says_what_it_does_to_the_world(serve):
         assert one.annotations.read_only_hint is (declared.effects == "reads")
         assert one.annotations.destructive_hint is (declared.effects == "destroys")
         assert one.annotations.idempotent_hint is declared.idempotent
+    assert set(tools) >= OPEN_WORLD
     assert tools["agent_send"].annotations.open_world_hint is True
     assert tools["agent_list"].annotations.open_world_hint is False
 
