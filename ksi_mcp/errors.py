@@ -43,9 +43,10 @@ class KsiError(Exception):
 
 
 class Refused(KsiError):
-    """The actor lacks the capability or the reach."""
+    """The actor lacks the capability or the reach. `audited` once its entry in the log is written."""
 
     code: ErrorCode = "refused"
+    audited = False
 
 
 class Invalid(KsiError):

@@ -50,10 +50,7 @@ def input_tokens_bound(request: Request) -> int:
     for message in request.messages:
         total += PER_MESSAGE_TOKENS + _message_size(message)
     if request.tools:
-        total += TOOLS_TOKENS
-        total += sum(
-            _size(tool.name) + _size(tool.description) + _json_size(tool.input_schema) for tool in request.tools
-        )
+        total += TOOLS_TOKENS + sum(tool.size_bytes for tool in request.tools)
     return total
 
 

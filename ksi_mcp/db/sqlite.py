@@ -109,6 +109,14 @@ class _Batch:
     taken: int = 0
 
     def run(self, connection: sqlite3.Connection) -> None:
+        # Hardly any unit fails, so the first try spares the savepoints: two statements a unit. If one does
+        # fail, all of it is rolled back and run again with them; units are made to be run again.
+        if not self._attempt(connection, savepoints=False):
+            self._attempt(connection, savepoints=True)
+
+    def _attempt(self, connection: sqlite3.Connection, *, savepoints: bool) -> bool:
+        """Run the units in one transaction; False if one failed that others must not suffer from."""
+        self.taken = 0
         until = time.perf_counter() + MAX_TICK_S
         connection.execute("BEGIN IMMEDIATE" if self.writes else "BEGIN")
         try:
@@ -116,28 +124,38 @@ class _Batch:
                 if self.taken and time.perf_counter() > until:
                     break
                 self.taken += 1
-                self._run_unit(connection, unit)
+                if savepoints:
+                    self._guarded(connection, unit)
+                elif not self._run_unit(connection, unit) and self.writes:
+                    connection.execute("ROLLBACK")
+                    return len(self.units) == 1
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        return True
 
-    def _run_unit(self, connection: sqlite3.Connection, unit: _Unit) -> None:
-        tx = SqliteTx(connection, self.queries, self.now_ms)
+    def _guarded(self, connection: sqlite3.Connection, unit: _Unit) -> None:
         connection.execute("SAVEPOINT unit")
+        if not self._run_unit(connection, unit):
+            connection.execute("ROLLBACK TO unit")
+        connection.execute("RELEASE unit")
+
+    def _run_unit(self, connection: sqlite3.Connection, unit: _Unit) -> bool:
+        tx = SqliteTx(connection, self.queries, self.now_ms)
         try:
             result = unit.work(tx)
         except Exception as failure:
             if not connection.in_transaction:  # disk full and the like end the whole transaction
                 raise
-            connection.execute("ROLLBACK TO unit")
-            connection.execute("RELEASE unit")
-            unit.outcome = (False, _lost(failure) if isinstance(failure, sqlite3.OperationalError) else failure)
-        else:
-            connection.execute("RELEASE unit")
-            unit.outcome = (True, result)
-            unit.notes = tx.notes
+            unit.outcome, unit.notes = (
+                (False, _lost(failure) if isinstance(failure, sqlite3.OperationalError) else failure),
+                (),
+            )
+            return False
+        unit.outcome, unit.notes = (True, result), tx.notes
+        return True
 
 
 @dataclass(slots=True)
@@ -183,9 +201,10 @@ class _Lane:
 
     async def _drain(self) -> None:
         try:
-            # Let everything that is ready in this tick of the loop join the first transaction.
-            await asyncio.sleep(0)
             while self._waiting:
+                # Let everything that is ready in this tick of the loop join: also those whom the last
+                # transaction has just answered, and who have more to write.
+                await asyncio.sleep(0)
                 units = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_UNITS))]
                 await self._run(units)
         finally:
@@ -294,9 +313,15 @@ async def open_sqlite(path: Path | str, clock: Clock) -> SqliteDatabase:
 
 
 async def _connect(path: Path | str, *, read_only: bool = False) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(
+    connection = aiosqlite.connect(
         path, isolation_level=None, timeout=BUSY_TIMEOUT_S, factory=_Connection, cached_statements=256
     )
+    try:
+        await connection
+    except BaseException:
+        # Its thread still reports to this loop, which the caller may close at once.
+        await asyncio.to_thread(connection._thread.join)  # noqa: SLF001
+        raise
     connection.row_factory = cast("Any", sqlite3.Row)
     await connection.execute("PRAGMA foreign_keys = ON")
     if read_only:

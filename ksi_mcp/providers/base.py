@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -47,6 +48,12 @@ class ToolSpec:
     name: str
     description: str
     input_schema: dict[str, Any]
+    size_bytes: int = field(init=False, compare=False)
+    """All of it as JSON in UTF-8; counted once, since every request that offers the tool is bounded by it."""
+
+    def __post_init__(self) -> None:
+        text = self.name + self.description + json.dumps(self.input_schema, ensure_ascii=False)
+        object.__setattr__(self, "size_bytes", len(text.encode("utf-8", "surrogatepass")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from operator import itemgetter
+from typing import Any, Literal, cast
 
 from ksi_mcp.db import Row
 from ksi_mcp.errors import KsiError
@@ -107,9 +110,51 @@ def census_of(turns: list[Turn]) -> Census:
     )
 
 
+def queued_turn(draft: TurnDraft, *, turn_id: TurnId, seq: int, now_ms: int) -> Turn:
+    """The turn that a draft becomes when it enters its lane."""
+    return Turn(
+        turn_id=turn_id,
+        session_id=draft.session_id,
+        seq=seq,
+        state="queued",
+        run_at_ms=now_ms,
+        orchestration_id=draft.orchestration_id,
+        provider=draft.provider,
+        prompt=draft.prompt,
+        reply_event=draft.reply_event,
+        timeout_s=draft.timeout_s,
+        op_class=draft.op_class,
+        created_by=draft.created_by,
+        cause_id=draft.cause_id,
+        root_id=draft.root_id,
+        hops=draft.hops,
+        depth=draft.depth,
+        attempt=0,
+        owner=None,
+        tries=0,
+        result=None,
+        partial_text=None,
+        error_class=None,
+        error=None,
+        cost_usd_micros=0,
+        tokens=0,
+        created_at_ms=now_ms,
+        started_at_ms=None,
+        finished_at_ms=None,
+    )
+
+
 def turn_of(row: Row) -> Turn:
     """The record behind a row; `ready` is how the store says "queued, and first in line"."""
-    fields = {name: row[name] for name in Turn.__slots__}
+    columns = tuple(row.keys())
+    fields = dict(zip(Turn.__slots__, _picker(columns)(row), strict=True))
     if fields["state"] == "ready":
         fields["state"] = "queued"
     return Turn(**fields)
+
+
+@cache
+def _picker(columns: tuple[str, ...]) -> Callable[[Row], tuple[Any, ...]]:
+    """Where the fields of a turn stand in a row: a look-up by name costs a search through all columns."""
+    places = {name: place for place, name in enumerate(columns)}
+    return cast("Callable[[Row], tuple[Any, ...]]", itemgetter(*(places[name] for name in Turn.__slots__)))

@@ -13,7 +13,6 @@ INSERT INTO turn (turn_id, session_id, seq, priority, state, run_at_ms, orchestr
                   timeout_s, op_class, created_by, cause_id, root_id, hops, depth, created_at_ms)
 VALUES (:turn_id, :session_id, :seq, :priority, :state, :now_ms, :orchestration_id, :provider, :prompt, :reply_event,
         :timeout_s, :op_class, :created_by, :cause_id, :root_id, :hops, :depth, :now_ms)
-RETURNING *
 
 -- claim
 -- why: the oldest ready heads; only heads are in the index, so the cost does not grow with what waits.
@@ -36,7 +35,7 @@ SELECT 1 FROM turn WHERE turn_id = :turn_id AND state = 'running' AND attempt = 
 UPDATE turn SET state = :state, result = :result, partial_text = :partial_text, error_class = :error_class,
                 error = :error, owner = NULL, finished_at_ms = :now_ms
 WHERE turn_id = :turn_id AND state = 'running' AND attempt = :attempt AND owner = :owner
-RETURNING *
+RETURNING cost_usd_micros, tokens, tries
 
 -- cancel
 -- why: ends a turn that is not finished, whoever runs it; the owner's later writes find no row.
@@ -46,7 +45,7 @@ RETURNING *
 
 -- leave
 -- why: one turn less in the lane.
-UPDATE session SET pending = pending - 1 WHERE session_id = :session_id
+UPDATE session SET pending = pending - 1 WHERE session_id = :session_id RETURNING pending
 
 -- promote
 -- why: the next of the lane becomes its head: injected ones first, then by place; never while one is at work.
@@ -120,7 +119,9 @@ WHERE value NOT IN (SELECT turn_id FROM turn WHERE owner = :owner AND state = 'r
 
 -- open_turns
 -- why: whether a worker still has anything to wait for.
-SELECT EXISTS (SELECT 1 FROM turn WHERE state IN ('ready', 'retrying', 'running', 'blocked')) AS open
+SELECT EXISTS (SELECT 1 FROM turn WHERE state IN ('ready', 'retrying'))
+    OR EXISTS (SELECT 1 FROM turn WHERE state = 'running')
+    OR EXISTS (SELECT 1 FROM turn WHERE state = 'blocked') AS open
 
 -- wait_edge
 -- why: who waits for whom, so that a circle can be seen before it closes.

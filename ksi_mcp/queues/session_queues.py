@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, NotFound
 from ksi_mcp.events.journal import WOKEN
 from ksi_mcp.ids import TurnId, WorkerId, new_id
-from ksi_mcp.queues.model import ErrorClass, TakenOver, Turn, TurnDraft, TurnState, turn_of
+from ksi_mcp.queues.model import ErrorClass, TakenOver, Turn, TurnDraft, TurnState, queued_turn, turn_of
 
 
 class SessionQueues:
@@ -33,10 +34,11 @@ class SessionQueues:
         place = tx.one("queues.take_place", {"session_id": draft.session_id})
         if place is None:
             raise NotFound(f"no session {draft.session_id!r}")
-        row = tx.one(
+        turn_id = TurnId(new_id("t"))
+        tx.run(
             "queues.enqueue",
             {
-                "turn_id": new_id("t"),
+                "turn_id": turn_id,
                 "session_id": draft.session_id,
                 "seq": place["tail"],
                 "priority": draft.priority,
@@ -55,9 +57,8 @@ class SessionQueues:
                 "depth": draft.depth,
             },
         )
-        assert row is not None  # noqa: S101  RETURNING always has a row
         tx.announce(WOKEN)
-        return turn_of(row)
+        return queued_turn(draft, turn_id=turn_id, seq=place["tail"], now_ms=tx.now_ms)
 
     def claim(self, tx: Tx, owner: WorkerId, *, limit: int) -> list[Turn]:
         """Take up to `limit` ready heads, oldest first; each becomes attempt + 1 of this owner."""
@@ -100,7 +101,19 @@ class SessionQueues:
         if row is None:
             raise TakenOver(f"turn {turn.turn_id} is no longer attempt {turn.attempt} of this worker")
         self._leave(tx, turn.session_id)
-        return turn_of(row)
+        return replace(
+            turn,
+            state=state,
+            owner=None,
+            result=result,
+            partial_text=partial_text,
+            error_class=error_class,
+            error=error,
+            finished_at_ms=tx.now_ms,
+            cost_usd_micros=row["cost_usd_micros"],
+            tokens=row["tokens"],
+            tries=row["tries"],
+        )
 
     def cancel(self, tx: Tx, turn_id: str, *, reason: str) -> Turn | None:
         """End a turn that is not finished, running or not; None if it had ended before (a no-op)."""
@@ -204,7 +217,9 @@ class SessionQueues:
         return []
 
     def _leave(self, tx: Tx, session_id: str) -> None:
-        tx.run("queues.leave", {"session_id": session_id})
+        left = tx.one("queues.leave", {"session_id": session_id})
+        if left is None or left["pending"] == 0:
+            return
         if tx.run("queues.promote", {"session_id": session_id, "now_ms": tx.now_ms}):
             tx.announce(WOKEN)
 

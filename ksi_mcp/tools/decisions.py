@@ -8,7 +8,9 @@ from pydantic import Field
 
 from ksi_mcp.db import Tx
 from ksi_mcp.decisions.model import Decision
+from ksi_mcp.permissions import within
 from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.events import run_of
 from ksi_mcp.tools.tool import View, tool
 from ksi_mcp.tools.views import at
 
@@ -71,10 +73,12 @@ async def composition_track_decision(
     outcome: str = "pending",
     score: float | str | None = None,
     agent: Annotated[str | None, Field(description="operator only: who decided")] = None,
+    orchestration: Annotated[str | None, Field(description="the run it belongs to")] = None,
 ) -> DecisionView:
     """Record a decision made while following a pattern (TRACK), so that the pattern can evolve on evidence."""
+    run = await call.read(lambda tx: run_of(tx, call, orchestration))
     tracked = await call.svc.decisions.track(
-        call.ctx,
+        within(call.ctx, run),
         call.committer(DecisionView.of),
         pattern=pattern,
         decision=decision,

@@ -10,6 +10,7 @@ from pydantic import Field
 from ksi_mcp.agents import reach
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid, Refused
+from ksi_mcp.events.journal import WOKEN
 from ksi_mcp.events.model import Event, EventFilter, encode_data
 from ksi_mcp.events.patterns import check_event_name, check_pattern, compile_pattern, is_reserved
 from ksi_mcp.permissions import Context, actor_of
@@ -126,7 +127,7 @@ async def event_emit(
     await call.svc.router.refresh()
 
     def work(tx: Tx) -> Emitted:
-        run = _run_of(tx, call, orchestration)
+        run = run_of(tx, call, orchestration)
         recorded = call.svc.journal.record(tx, event, payload, call.ctx, orchestration_id=run)
         found = call.svc.router.preview(tx, call.ctx, recorded)
         unheard = not found.fires and not found.hidden
@@ -146,7 +147,7 @@ async def _delay(
     call: Call, event: str, data: dict[str, Any], *, delay_s: float, condition: str | None, orchestration: str | None
 ) -> Emitted:
     def work(tx: Tx) -> Emitted:
-        run = _run_of(tx, call, orchestration)
+        run = run_of(tx, call, orchestration)
         due_ms = tx.now_ms + int(delay_s * 1000)
         tx.one(
             "events.delay",
@@ -158,6 +159,7 @@ async def _delay(
                 "context": encode_context(call.ctx, run),
             },
         )
+        tx.announce(WOKEN)  # whoever fires it may have to get up earlier now
         return Emitted(event=event, delayed_until=at(due_ms))
 
     return await call.commit(work)
@@ -190,7 +192,7 @@ def decode_context(text: str) -> Context:
     )
 
 
-def _run_of(tx: Tx, call: Call, orchestration: str | None) -> str | None:
+def run_of(tx: Tx, call: Call, orchestration: str | None) -> str | None:
     """The run an event belongs to: an agent's own, or one that the actor can see."""
     if orchestration is not None:
         return call.svc.conductor.find(tx, call.ctx, orchestration).orchestration_id
@@ -246,12 +248,20 @@ async def event_wait(
     timeout_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S)] = 30,
     since: Annotated[int | None, Field(description="count events after this id", ge=0)] = None,
     min_count: Annotated[int, Field(ge=1, le=200)] = 1,
+    orchestration: Annotated[str | None, Field(description="only events of this run")] = None,
 ) -> Waited:
     """Wait until events arrive. Returns what arrived, oldest first; running out of time is not an error."""
     patterns = [compile_pattern(name) for name in names]
-    seen = await call.read(lambda tx: reach.visible_scopes(tx, call.ctx))
+    seen, run = await call.read(
+        lambda tx: (
+            reach.visible_scopes(tx, call.ctx),
+            None if orchestration is None else run_of(tx, call, orchestration),
+        )
+    )
 
     def wants(event: Event) -> bool:
+        if run is not None and event.orchestration_id != run:
+            return False
         if seen is not None and event.agent_id not in seen and event.orchestration_id not in seen:
             return False
         return any(pattern.fits(event.name) for pattern in patterns)
@@ -260,7 +270,7 @@ async def event_wait(
     arrived: list[Event] = []
     async with call.svc.journal.subscribe(wants) as live:
         if since is not None:
-            wanted = EventFilter(names=tuple(names), after_id=since, visible_to=seen)
+            wanted = EventFilter(names=tuple(names), after_id=since, visible_to=seen, orchestration_id=run)
             page = await call.svc.journal.query(wanted, limit=200)
             arrived = list(reversed(page.events))
         known = {event.event_id for event in arrived}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -221,7 +222,7 @@ def _briefing(run: Orchestration, resolved: Resolved, agents: list[Agent]) -> st
     texts = "\n\n".join(f"## {name}\n{text}" for name, text in resolved.includes.items())
     return (
         f"Carry out orchestration {run.orchestration_id}, a run of the pattern {resolved.reference}.\n\n"
-        f"Your agents:\n{team or '- none yet'}\n\nVariables: {resolved.vars}\n\n"
+        f"Your agents:\n{team or '- none yet'}\n\nVariables: {json.dumps(resolved.vars, ensure_ascii=False)}\n\n"
         f"# Strategy\n{resolved.strategy}\n\n{texts}\n\n"
         "When it is done, call orchestration_complete with the outcome."
     )

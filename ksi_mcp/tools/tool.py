@@ -81,8 +81,9 @@ class Tool:
         """
         given = {self.aliases.get(name, name): value for name, value in args.items()}
         if len(given) != len(args):
-            twice = next(alias for alias, name in self.aliases.items() if alias in args and name in args)
-            raise Invalid(f"{self.name}: {twice!r} and {self.aliases[twice]!r} are the same parameter", hint="give one")
+            meant = [self.aliases.get(name, name) for name in args]
+            twice = [name for name, ours in zip(args, meant, strict=True) if meant.count(ours) > 1]
+            raise Invalid(f"{self.name}: {' and '.join(map(repr, twice[:4]))} are the same parameter", hint="give one")
         if self.convert is not None:
             given = self.convert(given)
         try:

@@ -103,7 +103,9 @@ class Toolbox:
             call = Call(self, self._services, ctx, tool, args, progress=progress, guard=guard)
             view = await tool.body(call, **checked)
         except Refused as refusal:
-            await self._audit(ctx, tool, refusal)
+            if not refusal.audited:  # a command's refusal passes through event_emit as well
+                refusal.audited = True
+                await self._audit(ctx, tool, refusal)
             raise
         return Done(data=view.as_json(), committed=call.committed, stored_text=call.stored_text)
 

@@ -30,9 +30,10 @@ from ksi_mcp.transports.signals import stopping
 KINDS = frozenset({"http", "sse"})
 MAX_BODY_BYTES = 4 * 1024 * 1024
 """A larger request is answered with 413, unread."""
-GRACE_S = 1
+GRACE_S = 0.5
 """How long calls at work may go on once the server is told to stop. What they wait for goes on in any case."""
 
+_LAST_RESORT_S = 1
 _BACKLOG = 128
 _REFUSALS = frozenset({403, 421})
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -78,29 +79,30 @@ async def serve_http(
             ws="none",
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
+            timeout_graceful_shutdown=_LAST_RESORT_S,
         )
         web = uvicorn.Server(config)
 
-        def stop() -> None:
-            web.should_exit = True
-            door.close()
-
-        async with contextlib.AsyncExitStack() as stack:
-            if "http" in kinds:
-                await stack.enter_async_context(server.session_manager.run())
-            # Ours are installed first: uvicorn puts its own above them and, once it has shut down, sends itself
-            # the signal again. That must find these, or the process would die before the App is closed.
-            stack.enter_context(stopping(stop))
+        stopped = asyncio.Event()
+        # Installed before uvicorn's: it puts its own above them and, once it has shut down, sends itself the
+        # signal again. That must find these, or the process would die before the App is closed.
+        with stopping(stopped.set):
             work = asyncio.create_task(web.serve(sockets=[listener]))
-            if on_ready is not None:
-                on_ready(_url(host, listener))
             try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                stop()
+                async with contextlib.AsyncExitStack() as sessions:
+                    if "http" in kinds:
+                        await sessions.enter_async_context(server.session_manager.run())
+                    try:
+                        if on_ready is not None:
+                            on_ready(_url(host, listener))
+                        await _first(work, stopped)
+                    finally:
+                        await door.close()
+            finally:
+                # The sessions have ended, and told their clients so. What is still open belongs to none.
+                door.cut()
+                web.should_exit = True
                 await work
-                raise
     finally:
         listener.close()
 
@@ -113,7 +115,8 @@ class _Door:
     ) -> None:
         self._token = token
         self._apps: dict[str, AsgiApp] = {}
-        self._open: set[asyncio.Task[object]] = set()
+        self._streams: set[asyncio.Task[object]] = set()
+        self._calls: set[asyncio.Task[object]] = set()
         self._closed = False
         if "http" in kinds:
             self._apps["/mcp"] = cast(
@@ -142,38 +145,60 @@ class _Door:
             await self._pass(app, scope, receive, send)
 
     async def _pass(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 0
+        status, complete = 0, False
 
         async def noting(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             status = status or message["status"]
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         task = asyncio.current_task()
-        if task is not None and scope["method"] == "GET":
-            self._open.add(task)
+        at_work = self._streams if scope["method"] == "GET" else self._calls
+        if task is not None:
+            at_work.add(task)
         try:
             await app(scope, receive, noting)
         except asyncio.CancelledError:
             if not self._closed:
                 raise
-            with contextlib.suppress(Exception):  # the client may be gone
-                if status:
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                else:
-                    await answer(send, 503, {"error": "shutting down"})
         except ValueError:
             if status not in _REFUSALS:  # the SDK's SSE endpoint raises after it has refused a Host or Origin
                 raise
         finally:
             if task is not None:
-                self._open.discard(task)
+                at_work.discard(task)
+        if self._closed and not complete:
+            with contextlib.suppress(Exception):  # the client may be gone
+                if status:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                else:
+                    await answer(send, 503, {"error": "shutting down"})
 
-    def close(self) -> None:
-        """End the streams that would stay open for ever; calls at work may finish."""
+    async def close(self) -> None:
+        """Take no more requests, end the streams, which would stay open for ever, and let calls finish for a moment."""
         self._closed = True
-        for task in list(self._open):
-            task.cancel()
+        _cancel(self._streams)
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=GRACE_S)
+
+    def cut(self) -> None:
+        """End what is still open."""
+        _cancel(self._streams | self._calls)
+
+
+async def _first(work: asyncio.Task[None], stopped: asyncio.Event) -> None:
+    """Return when the one has ended or the other is set."""
+    waiting = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+
+
+def _cancel(tasks: set[asyncio.Task[object]]) -> None:
+    for task in list(tasks):
+        task.cancel()
 
 
 def is_loopback(host: str) -> bool:

@@ -85,8 +85,12 @@ def test_a_turn_without_a_word_of_the_model_is_left_out() -> None:
     assert [message.blocks for message in conversation(earlier, limit=99)] == [("ask a",), ("A",), ("ask b",), ("B",)]
 
 
-rounds = st.lists(st.tuples(st.sampled_from(["", " ", "text"]), st.integers(0, 3)), max_size=4).map(
-    lambda items: tuple(said(n, text, *(f"tool{i}" for i in range(uses))) for n, (text, uses) in enumerate(items, 1))
+texts = st.sampled_from(["", " ", "text"])
+# Every answer but the last asks for tools.
+rounds = st.tuples(st.lists(st.tuples(texts, st.integers(1, 3)), max_size=3), texts, st.integers(0, 3)).map(
+    lambda made: tuple(
+        said(n, text, *(f"tool{i}" for i in range(uses))) for n, (text, uses) in enumerate([*made[0], made[1:]], 1)
+    )
 )
 
 

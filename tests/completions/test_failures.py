@@ -184,16 +184,23 @@ async def test_ending_an_agent_cuts_its_call_off_and_pays_it_in_full(open_house)
         await house.spawn("a")  # the name is free
 
 
-async def test_an_agent_can_end_itself(open_house) -> None:
+async def test_an_agent_that_ends_itself_says_its_last_word_and_does_nothing_more(open_house) -> None:
     script = {
-        "replies": [{"match": {"round": 1}, "tool_calls": [{"name": "agent_terminate", "input": {"agent": "a"}}]}]
+        "replies": [
+            {
+                "match": {"round": 1},
+                "tool_calls": [{"name": "agent_terminate", "input": {"agent": "a"}}, emit("note:x")],
+            },
+            {"match": {"round": 2}, "reply": "farewell"},
+        ]
     }
     async with open_house(script) as house:
         await house.spawn("a", ("base", "spawn_agents"))
         turn = await house.ask("a")
-        assert turn["status"] == "cancelled", house.rows("SELECT result FROM tool_call")
-        await house.until(lambda: not house.app.worker.busy)
-        assert house.calls() == [(1, "answered")]
+        assert (turn["status"], turn["text"]) == ("done", "farewell")
+        assert house.events("note:x") == []
+        ((refusal,),) = house.rows("SELECT result FROM tool_call WHERE is_error")
+        assert "is not active any more" in refusal
         house.books()
 
 
@@ -209,11 +216,11 @@ async def test_a_cancellation_in_the_transaction_of_the_sending_leaves_nothing_s
                 held.append(writer.submit(lambda tx: released.wait(5)))
 
         def waiting() -> str:
-            return " ".join(unit.work.__qualname__ for unit in writer._waiting)
+            return " ".join(getattr(unit.work, "__qualname__", "") for unit in writer._waiting)
 
         house.app._db.on_commit(hold_up)
         await house.call("agent_send", agent="a", message="go")
-        await house.until(lambda: "TurnRunner._send" in waiting())
+        await house.until(lambda: bool(held) and "TurnRunner._send" in waiting())
         ending = asyncio.create_task(house.call("agent_terminate", agent="a"))
         await house.until(lambda: "Call.commit" in waiting())
         released.set()
@@ -279,14 +286,18 @@ async def test_the_server_goes_on_when_a_claim_cannot_be_stored(
     open_house, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ksi_mcp.completions.worker.STORE_PAUSE_S", 0.01)
-    async with open_house({"default": {"reply": "ok"}}) as house:
+    fail = {"kind": "overload", "times": 1, "retry_after_s": 60}
+    async with open_house({"default": {"reply": "ok", "fail": fail}}) as house:
         await house.spawn("a")
+        turn = await house.call("agent_send", agent="a", message="go")
+        await house.until(lambda: house.rows("SELECT state FROM turn") == [("retrying",)])
         await on_writer(
             house,
             "CREATE TEMP TRIGGER full BEFORE UPDATE ON turn WHEN NEW.state = 'running' "
             "BEGIN SELECT RAISE(ROLLBACK, 'disk full'); END",
         )
-        turn = await house.call("agent_send", agent="a", message="go")
+        house.gate.ahead_ms += 76_000
+        house.app.services.journal.rung()
         await house.until(lambda: "trying again" in caplog.text)
         await on_writer(house, "DROP TRIGGER full")
         done = await house.call("agent_wait", turns=[turn["turn"]])

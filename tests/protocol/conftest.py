@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -17,6 +20,8 @@ from ksi_mcp.tools.tool import Tool
 from ksi_mcp.tools.toolbox import Toolbox
 from ksi_mcp.transports.server import build_server
 
+PROJECT = Path(__file__).parents[2]
+Start = Callable[..., AbstractAsyncContextManager[asyncio.subprocess.Process]]
 Serve = Callable[..., AbstractAsyncContextManager[tuple[App, Client]]]
 
 
@@ -47,3 +52,27 @@ def serve(home: Home, era: str) -> Serve:
                 yield app, client
 
     return served
+
+
+@pytest.fixture
+def start(home: Home) -> Start:
+    """`async with start("--worker", "none") as process`: `ksi-mcp serve` on the data folder."""
+
+    @asynccontextmanager
+    async def started(*options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ksi_mcp", "serve", "--home", str(home.root), *options),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    return started
