@@ -7,6 +7,7 @@ the primary key, never overwritten.
 
 from __future__ import annotations
 
+import base64
 import secrets
 from typing import NewType
 
@@ -21,11 +22,12 @@ RootId = NewType("RootId", str)
 WorkerId = NewType("WorkerId", str)
 EventId = NewType("EventId", int)
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _LENGTH = 10
+_RANDOM_BYTES = 7
+_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789abcdefghjkmnpqrstvwxyz")
 
 
 def new_id(prefix: str) -> str:
     """A fresh id, e.g. `a_7f3kq0m2xd`."""
-    bits = secrets.randbits(5 * _LENGTH)
-    return prefix + "_" + "".join(_ALPHABET[(bits >> (5 * i)) & 31] for i in range(_LENGTH))
+    random = base64.b32encode(secrets.token_bytes(_RANDOM_BYTES))[:_LENGTH]
+    return f"{prefix}_{random.translate(_CROCKFORD).decode()}"

@@ -31,7 +31,7 @@ class Ledger:
     1. `reserve` succeeds only if every account from the root to the leaf has room; all move or none.
     2. A hold is settled once. A second settlement changes nothing.
     3. A hold that was marked sent is never released: it settles at its true cost, or in full.
-    4. A true cost above its hold is booked whole (`overrun`) and closes the path's accounts.
+    4. A true cost above its hold is booked whole (`overrun`) and closes the account it was held in.
     """
 
     def __init__(self, journal: Recorder) -> None:
@@ -140,6 +140,7 @@ class Ledger:
         tx.run(
             "budgets.book",
             {
+                "account_id": row["account_id"],
                 "reserved_usd_micros": reserved.usd_micros,
                 "reserved_tokens": reserved.tokens,
                 "usd_micros": booked.usd_micros,

@@ -49,7 +49,7 @@ RETURNING account_id, reserved_usd_micros, reserved_tokens
 UPDATE account SET reserved_usd_micros = reserved_usd_micros - :reserved_usd_micros,
                    reserved_tokens = reserved_tokens - :reserved_tokens,
                    spent_usd_micros = spent_usd_micros + :usd_micros, spent_tokens = spent_tokens + :tokens,
-                   closed = MAX(closed, :closed)
+                   closed = CASE WHEN account_id = :account_id THEN MAX(closed, :closed) ELSE closed END
 WHERE account_id IN (SELECT value FROM json_each(:path))
 
 -- open_holds

@@ -7,11 +7,12 @@ again, and heals whatever a crash left between a file and its row.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from ksi_mcp import yamlio
 from ksi_mcp.compositions import files, store
@@ -24,6 +25,7 @@ from ksi_mcp.compositions.model import (
     check_name,
     shorten,
 )
+from ksi_mcp.compositions.records import Commit, CompositionRecord, RefreshReport, Validation
 from ksi_mcp.compositions.resolve import Resolved, check, resolve
 from ksi_mcp.compositions.select import CompositionPage, Wanted, is_alike, page_of
 from ksi_mcp.compositions.store import Indexed
@@ -38,43 +40,6 @@ T = TypeVar("T")
 MAX_REASON_CHARS: Final = 2_000
 FRESH_S: Final = 1.0
 """How long the folders are taken to be as they were last seen. Own writes are indexed at once."""
-
-
-class Commit(Protocol):
-    """Runs a unit of work durably: `Journal.commit`, or a wrapper that adds to the transaction."""
-
-    def __call__(self, work: Work[T], /) -> Awaitable[T]:
-        """Run it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefreshReport:
-    """What a look at the folders brought."""
-
-    indexed: int
-    removed: int
-    total: int
-    problems: tuple[FileProblem, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompositionRecord:
-    """A composition with its document; `resolved` if that was asked for. No file: `layer` is None."""
-
-    composition: Composition
-    layer: Layer | None
-    resolved: Resolved | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """Whether a document could be used, and everything that is wrong with it in one text."""
-
-    valid: bool
-    problem: str | None
-    warnings: tuple[str, ...]
-    composition: Composition | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,7 +345,10 @@ def _doubled(names: dict[str, str], name: str, layer: Layer, file: FoundFile) ->
 def _loaded(document: dict[str, Any] | str) -> Any:
     if isinstance(document, str):
         return yamlio.safe_load(document, what="the composition", max_bytes=files.MAX_FILE_BYTES)
-    return yamlio.plain(document)
+    plain = yamlio.plain(document)
+    if len(json.dumps(plain, ensure_ascii=False)) > files.MAX_FILE_BYTES:  # before the slow way through YAML
+        raise Invalid(f"the composition is larger than {files.MAX_FILE_BYTES:,} bytes", hint="split it into components")
+    return plain
 
 
 def _planned(tx: Tx, document: Any) -> _Plan:

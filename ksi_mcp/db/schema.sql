@@ -193,7 +193,6 @@ CREATE TABLE turn (
 -- At most one turn of a session is at its head: the law of the lane, held by the database itself.
 CREATE UNIQUE INDEX turn_head ON turn (session_id) WHERE state IN ('ready', 'running', 'retrying', 'blocked');
 CREATE INDEX turn_ready ON turn (run_at_ms, n) WHERE state IN ('ready', 'retrying');
-CREATE INDEX turn_running ON turn (owner) WHERE state = 'running';
 CREATE INDEX turn_blocked ON turn (blocked_on) WHERE state = 'blocked';
 CREATE INDEX turn_waiting ON turn (session_id, priority DESC, seq) WHERE state = 'queued';
 CREATE INDEX turn_by_orchestration ON turn (orchestration_id, n) WHERE orchestration_id IS NOT NULL;

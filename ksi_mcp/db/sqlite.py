@@ -37,6 +37,7 @@ MAX_TICK_S = 0.005
 """A transaction takes no further unit after this long."""
 BUSY_TIMEOUT_S = 30.0
 OLDEST_SQLITE = (3, 38)
+SQLITE_VERSION = sqlite3.sqlite_version
 READERS = 2
 
 

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from typing import Any, Final
 
-from ksi_mcp.compositions.library import Commit, Library
+from ksi_mcp.compositions.library import Library
 from ksi_mcp.compositions.model import parse_reference
+from ksi_mcp.compositions.records import Commit
 from ksi_mcp.db import Tx
 from ksi_mcp.decisions import files, store
 from ksi_mcp.decisions.model import Decision, DecisionDraft, DecisionPage, draft_decision, recorded_agent

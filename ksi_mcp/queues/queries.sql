@@ -81,7 +81,8 @@ UPDATE turn SET cost_usd_micros = cost_usd_micros + :usd_micros, tokens = tokens
 
 -- take_over
 -- why: the lock proves that no other worker lives, so what others were running is ready again.
-UPDATE turn SET state = 'ready', owner = NULL, run_at_ms = :now_ms WHERE state = 'running' AND owner <> :owner
+UPDATE turn SET state = 'ready', owner = NULL, run_at_ms = :now_ms
+WHERE state IN ('ready', 'running', 'retrying', 'blocked') AND state = 'running' AND owner <> :owner
 RETURNING turn_id
 
 -- give_back
@@ -115,13 +116,12 @@ FROM turn WHERE orchestration_id = :orchestration_id GROUP BY state
 -- running_elsewhere
 -- why: of the turns this worker runs, those that were cancelled by another process.
 SELECT value AS turn_id FROM json_each(:turn_ids)
-WHERE value NOT IN (SELECT turn_id FROM turn WHERE owner = :owner AND state = 'running')
+WHERE value NOT IN (SELECT turn_id FROM turn
+                    WHERE state IN ('ready', 'running', 'retrying', 'blocked') AND state = 'running' AND owner = :owner)
 
 -- open_turns
 -- why: whether a worker still has anything to wait for.
-SELECT EXISTS (SELECT 1 FROM turn WHERE state IN ('ready', 'retrying'))
-    OR EXISTS (SELECT 1 FROM turn WHERE state = 'running')
-    OR EXISTS (SELECT 1 FROM turn WHERE state = 'blocked') AS open
+SELECT EXISTS (SELECT 1 FROM turn WHERE state IN ('ready', 'running', 'retrying', 'blocked')) AS open
 
 -- wait_edge
 -- why: who waits for whom, so that a circle can be seen before it closes.
@@ -134,7 +134,8 @@ DELETE FROM turn_wait WHERE turn_id = :turn_id
 
 -- end_stale_waits
 -- why: waits of turns that nobody runs any more, after a crash.
-DELETE FROM turn_wait WHERE turn_id NOT IN (SELECT turn_id FROM turn WHERE state = 'running')
+DELETE FROM turn_wait WHERE turn_id NOT IN (SELECT turn_id FROM turn
+                                             WHERE state IN ('ready', 'running', 'retrying', 'blocked') AND state = 'running')
 
 -- waits_of_session
 -- why: the sessions that the running turn of a session waits for.

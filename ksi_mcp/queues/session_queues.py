@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, NotFound
 from ksi_mcp.events.journal import WOKEN
 from ksi_mcp.ids import TurnId, WorkerId, new_id
-from ksi_mcp.queues.model import ErrorClass, TakenOver, Turn, TurnDraft, TurnState, queued_turn, turn_of
+from ksi_mcp.queues.model import ErrorClass, TakenOver, Turn, TurnDraft, TurnState, changed, queued_turn, turn_of
 
 
 class SessionQueues:
@@ -101,7 +100,7 @@ class SessionQueues:
         if row is None:
             raise TakenOver(f"turn {turn.turn_id} is no longer attempt {turn.attempt} of this worker")
         self._leave(tx, turn.session_id)
-        return replace(
+        return changed(
             turn,
             state=state,
             owner=None,

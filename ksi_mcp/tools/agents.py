@@ -135,6 +135,10 @@ async def agent_spawn(
             made = replace(made, orchestration_id=reach.grants(tx, ctx).orchestration_id)
         if name is None:
             made = replace(made, name=roster.free_name(tx, base, made.orchestration_id))
+        if capabilities is None and draft.capabilities is None:
+            # Nobody asked for them: the defaults are cut to what the spawner holds, not refused.
+            held = reach.grants(tx, ctx).capabilities
+            made = replace(made, capabilities=made.capabilities if held is None else made.capabilities & held)
         if resolved is not None:
             call.svc.library.remember(tx, resolved)
         agent = roster.spawn(tx, ctx, made)

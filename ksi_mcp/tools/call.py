@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from ksi_mcp.agents import reach
 from ksi_mcp.completions import store as completions_store
@@ -15,9 +16,6 @@ from ksi_mcp.errors import Conflict
 from ksi_mcp.permissions import Context
 from ksi_mcp.services import Services
 from ksi_mcp.tools.tool import Tool, View
-
-if TYPE_CHECKING:
-    from ksi_mcp.tools.toolbox import Toolbox
 
 T = TypeVar("T")
 V = TypeVar("V", bound=View)
@@ -42,6 +40,42 @@ Guard = Callable[[Tx], None]
 """Run first inside the call's transaction; it raises if the call must not take effect any more."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A call that took effect: its result, and the text that was stored with the effect (in a turn)."""
+
+    data: dict[str, Any]
+    committed: bool
+    stored_text: str | None
+
+
+class Door(Protocol):
+    """What a tool needs of the toolbox that called it: the other tools. `Toolbox` in the application."""
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """Every tool."""
+        ...
+
+    def get(self, name: str) -> Tool:
+        """A tool by its name."""
+        ...
+
+    def command(self, event: str) -> Tool | None:
+        """The tool that an event of this name runs."""
+        ...
+
+    def nearest_command(self, event: str) -> str | None:
+        """The command whose name is most like `event`."""
+        ...
+
+    async def dispatch(
+        self, ctx: Context, tool: Tool, args: dict[str, Any], *, progress: Progress, guard: Guard | None
+    ) -> Done:
+        """Run another tool as the same actor."""
+        ...
+
+
 class Call:
     """What the body of a tool is given.
 
@@ -51,7 +85,7 @@ class Call:
 
     def __init__(
         self,
-        toolbox: Toolbox,
+        toolbox: Door,
         svc: Services,
         ctx: Context,
         tool: Tool,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ksi_mcp.compositions.library import CompositionRecord
+from ksi_mcp.compositions.records import CompositionRecord
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.tool import View, tool
 

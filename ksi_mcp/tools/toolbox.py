@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ksi_mcp.agents import reach
@@ -16,19 +15,10 @@ from ksi_mcp.permissions import Context
 from ksi_mcp.providers.base import ToolSpec
 from ksi_mcp.queues.model import TakenOver
 from ksi_mcp.services import Services
-from ksi_mcp.tools.call import Call, Guard, Progress, no_progress, result_text
+from ksi_mcp.tools.call import Call, Done, Guard, Progress, no_progress, result_text
 from ksi_mcp.tools.tool import Tool
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """A call that took effect: its result, and the text that was stored with the effect (in a turn)."""
-
-    data: dict[str, Any]
-    committed: bool
-    stored_text: str | None
 
 
 class Toolbox:

@@ -81,6 +81,7 @@ class Tree(RuleBasedStateMachine):
         self.known: dict[str, Known] = {}
         self.turns = dict.fromkeys(PARENTS, 0)
         self.closed: set[str] = set()
+        self.overrun: set[str] = set()  # and all above: what was truly used may exceed their limits
         for name, parent in PARENTS.items():
             self.ledger.open(self.tx, name, parent_id=parent, limits=limits[name])
 
@@ -141,7 +142,8 @@ class Tree(RuleBasedStateMachine):
         known = self.known[hold]
         cost = Amount(usd_micros=known.amount.usd_micros + more, tokens=known.amount.tokens)
         if known.state in ("reserved", "sent"):
-            self.closed |= set(path_of(known.account))
+            self.closed.add(known.account)
+            self.overrun |= set(path_of(known.account))
         self.close(hold, cost, self.ledger.settle(self.tx, hold, cost, CTX).booked)
 
     @rule(hold=holds)
@@ -191,7 +193,7 @@ class Tree(RuleBasedStateMachine):
             assert account.spent_turns == self.turns[name]
             assert account.closed == (name in self.closed)
             limits = self.limits[name]
-            if name not in self.closed and limits.usd_micros is not None:
+            if name not in self.overrun and limits.usd_micros is not None:
                 assert account.spent_usd_micros + account.reserved_usd_micros <= limits.usd_micros
             if limits.tokens is not None:
                 assert account.spent_tokens + account.reserved_tokens <= limits.tokens
@@ -310,3 +312,17 @@ def test_dollars_are_rounded_down_to_a_micro_dollar_and_nonsense_is_refused() ->
     for wrong in ({"tokens": -1}, {"turns": -1}, {"usd_micros": 2**53}):
         with pytest.raises(Invalid, match="a limit is zero or more|budget"):
             Limits(**wrong)
+
+
+def test_a_closed_account_stays_closed_when_what_was_under_way_settles() -> None:
+    tx, ledger = open_tx(), Ledger(Heard())
+    ledger.open_global(tx, Limits())
+    wanted = Amount(usd_micros=10, tokens=7)
+    over, under = (ledger.reserve(tx, "global", turn_id="t", wanted=wanted, new_turn=True) for _ in range(2))
+    assert isinstance(over, Hold)
+    assert isinstance(under, Hold)
+    ledger.settle(tx, over.hold_id, Amount(usd_micros=11, tokens=7), CTX)
+    ledger.settle(tx, under.hold_id, Amount(usd_micros=1, tokens=1), CTX)
+    assert ledger.account(tx, "global").closed
+    assert isinstance(ledger.reserve(tx, "global", turn_id="t", wanted=wanted, new_turn=True), Denied)
+    tx._connection.close()

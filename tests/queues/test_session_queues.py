@@ -77,6 +77,22 @@ def test_a_retry_holds_back_the_turns_behind_it_and_no_other_session(tx: SqliteT
     assert (again.turn_id, again.attempt, again.tries, again.partial_text) == (first.turn_id, 2, 1, "so far")
 
 
+@pytest.mark.parametrize("state", ["ready", "running", "retrying", "blocked"])
+def test_cancelling_one_that_waits_promotes_nobody_past_the_head(tx: SqliteTx, state: str) -> None:
+    head, behind, last = (put(tx, "a") for _ in range(3))
+    if state != "ready":
+        running = claim(tx)["a"]
+        if state == "retrying":
+            SessionQueues().retry(tx, running, delay_s=60, error="e", partial_text=None)
+        elif state == "blocked":
+            SessionQueues().block(tx, running, account_id="global")
+    SessionQueues().cancel(tx, behind.turn_id, reason="r")
+    states = [row["state"] for row in tx._connection.execute("SELECT state FROM turn ORDER BY n")]
+    assert states == [state, "cancelled", "queued"]
+    SessionQueues().cancel(tx, head.turn_id, reason="r")
+    assert claim(tx)["a"].turn_id == last.turn_id
+
+
 def test_an_answer_ends_the_count_of_failed_tries_and_adds_its_cost(tx: SqliteTx) -> None:
     put(tx, "a")
     SessionQueues().retry(tx, claim(tx)["a"], delay_s=0, error="e", partial_text=None)

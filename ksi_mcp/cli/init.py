@@ -1,0 +1,40 @@
+"""`ksi-mcp init`: a data folder with a configuration to start from."""
+
+from __future__ import annotations
+
+import typer
+
+from ksi_mcp.cli.options import HomeOption
+from ksi_mcp.config import find_home
+from ksi_mcp.errors import Invalid
+
+CONFIG_TEMPLATE = """\
+# What the operator of this data folder has decided. Every key is optional; an unknown key is an error.
+# `ksi-mcp doctor --settings` lists all of them with their meaning and default.
+
+# provider: anthropic          # for agents that name none: anthropic or scripted
+# model: claude-sonnet-5-5     # for agents that name none
+# budget: {usd: 10}            # for everything in this data folder together
+# worker: {concurrency: 64, idle_s: 60}
+# anthropic: {api_key_env: ANTHROPIC_API_KEY}   # the key itself stays in the environment
+# scripted: {script: script.yaml}               # replies for the provider `scripted`
+"""
+
+
+def command(home: HomeOption = None) -> None:
+    """Make a data folder: a commented config.yaml and a place for your own compositions. Nothing is overwritten."""
+    place = find_home(home)
+    try:
+        place.compositions.mkdir(exist_ok=True)
+        with place.config.open("x", encoding="utf-8") as file:
+            file.write(CONFIG_TEMPLATE)
+        made = True
+    except FileExistsError:
+        made = False
+    except OSError as failure:
+        raise Invalid(
+            f"the data folder cannot be written: {failure.strerror}", hint="choose another with --home"
+        ) from None
+    typer.echo(f"{'Made' if made else 'Kept'} {place.config}")
+    typer.echo(f"Your own compositions go to {place.compositions}")
+    typer.echo("Next: `ksi-mcp doctor` says what is missing; `ksi-mcp serve` is what a client starts.")
