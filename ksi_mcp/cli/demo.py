@@ -50,11 +50,9 @@ def command(
     Needs no key and no network. Everything in the report is read from what the server recorded. The exit code is 5,
     and what is missing is named, if something that is promised did not happen.
     """
-    import rich.console
+    from ksi_mcp.cli.demo_report import Steps, make_console, show
 
-    from ksi_mcp.cli.demo_report import Steps, show
-
-    console = rich.console.Console(markup=False, highlight=False, emoji=False)
+    console = make_console()
     steps = Steps(None if as_json else console)
     place = _home(home)
     facts = run_until_told(_demonstrate(place, steps.say))
@@ -81,6 +79,7 @@ async def _demonstrate(home: Home, say: Say) -> dict[str, Any]:
     began_s = clock()
     script = load_script(Path(__file__).with_name("demo_script.yaml").read_bytes())
     with _alone(home):
+        before = _processes_on(home)
         async with asyncio.timeout(LONGEST_S), SimServer(Script(script)) as sim:
             await _stop_earlier(home)
             _configure(home, sim)
@@ -90,7 +89,7 @@ async def _demonstrate(home: Home, say: Say) -> dict[str, Any]:
                 facts = await gather_facts(client, evidence, sim.log, most_at_once=sim.max_in_flight)
             await _worker_ended(home)
     facts["data_folder"] = str(home.root)
-    facts["left_running"] = _processes_on(home)
+    facts["left_running"] = [each for each in _processes_on(home) if each not in before]
     facts["seconds"] = round(clock() - began_s, 1)
     facts["missing"] = missing(facts)
     return facts
@@ -144,7 +143,7 @@ def _configure(home: Home, sim: SimServer) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """What the server gets: no real key, and none of the user's own settings."""
+    """What the server gets: no real key, none of the user's own settings, and no proxy on the way to the simulator."""
     passed = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     return {**passed, "ANTHROPIC_API_KEY": "sk-demo", "NO_PROXY": "*"}
 
@@ -189,7 +188,7 @@ async def _worker_ended(home: Home) -> None:
             held = False
             lock.release()
         # The lock goes a moment before the process does.
-        if not held and not _processes_on(home):
+        if not held and not any(each.startswith("worker") for each in _processes_on(home)):
             return
         if loop.time() >= until_s:
             raise Conflict(

@@ -178,11 +178,15 @@ class _Tournament:
     async def tell_losers(self) -> None:
         """SEND each loser the judge's words for it, and nothing of the other's solution."""
         turns = [
-            (await self._call("agent_send", agent=self.evidence.ids[name], message=f"tournament:feedback {text}"))["turn"]
+            (await self._call("agent_send", agent=self.evidence.ids[name], message=f"tournament:feedback {text}"))[
+                "turn"
+            ]
             for name, text in self._feedback.items()
         ]
         gathered = await self._call("agent_wait", turns=turns, timeout_s=PATIENCE_S)
-        self._say("agent_wait", f"{gathered['census']['ok']} of {gathered['census']['asked']} losers have their feedback")
+        self._say(
+            "agent_wait", f"{gathered['census']['ok']} of {gathered['census']['asked']} losers have their feedback"
+        )
 
     async def settle(self) -> None:
         """Wait until nothing is under way, and look at the rules while they live."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -41,12 +43,46 @@ SQLITE_VERSION = sqlite3.sqlite_version
 READERS = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """A named statement with numbered parameters: sqlite3 binds a tuple several times faster than names."""
+
+    sql: str
+    values: Callable[[dict[str, Any]], tuple[Any, ...]]
+
+
+_PARAMETER = re.compile(r"'[^']*'|(?<![:\w]):([a-z_][a-z0-9_]*)")
+
+
+def prepare(sql: str) -> Statement:
+    """Number the `:name` parameters of a statement, each name once."""
+    names: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        name = found[1]
+        if name is None:  # a text in quotes
+            return found[0]
+        if name not in names:
+            names.append(name)
+        return f"?{names.index(name) + 1}"
+
+    numbered = _PARAMETER.sub(number, sql)
+    if len(names) == 1:
+        return Statement(sql=numbered, values=lambda given, name=names[0]: (given[name],))  # type: ignore[misc]
+    return Statement(sql=numbered, values=itemgetter(*names) if names else lambda _given: ())
+
+
+def load_statements() -> dict[str, Statement]:
+    """Every named statement of the package, ready to be bound."""
+    return {name: prepare(sql) for name, sql in load_queries().items()}
+
+
 class SqliteTx:
     """A unit's view of the transaction it runs in."""
 
     __slots__ = ("_connection", "_queries", "notes", "now_ms")
 
-    def __init__(self, connection: sqlite3.Connection, queries: dict[str, str], now_ms: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, queries: dict[str, Statement], now_ms: int) -> None:
         self._connection = connection
         self._queries = queries
         self.now_ms = now_ms
@@ -71,7 +107,8 @@ class SqliteTx:
 
     def _execute(self, name: str, params: dict[str, Any] | None) -> sqlite3.Cursor:
         try:
-            return self._connection.execute(self._queries[name], params or {})
+            statement = self._queries[name]
+            return self._connection.execute(statement.sql, statement.values(params or {}))
         except (OverflowError, UnicodeEncodeError) as failure:  # what came from outside, not the store's fault
             raise Invalid(
                 f"a value cannot be stored: {failure}"[:300], hint="give a smaller number or plain text"
@@ -104,7 +141,7 @@ class _Connection(sqlite3.Connection):
 @dataclass(slots=True)
 class _Batch:
     units: list[_Unit]
-    queries: dict[str, str]
+    queries: dict[str, Statement]
     now_ms: int
     writes: bool
     taken: int = 0
@@ -174,7 +211,11 @@ class _Lane:
     """One connection and the units that wait for it."""
 
     def __init__(
-        self, connection: aiosqlite.Connection, queries: dict[str, str], clock: Clock, listeners: list[Listener] | None
+        self,
+        connection: aiosqlite.Connection,
+        queries: dict[str, Statement],
+        clock: Clock,
+        listeners: list[Listener] | None,
     ) -> None:
         self._connection = connection
         self._queries = queries
@@ -249,7 +290,7 @@ class SqliteDatabase:
 
     def __init__(self, writer: aiosqlite.Connection, readers: list[aiosqlite.Connection], clock: Clock) -> None:
         self._listeners: list[Listener] = []
-        queries = load_queries()
+        queries = load_statements()
         self._writer = _Lane(writer, queries, clock, self._listeners)
         self._readers = [_Lane(reader, queries, clock, None) for reader in readers]
         self._next = 0

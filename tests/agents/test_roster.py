@@ -13,8 +13,7 @@ from ksi_mcp.agents.roster import AgentFilter, Delivery, Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import Limits
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sql import load_queries
-from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.sqlite import SqliteTx, load_statements
 from ksi_mcp.errors import Conflict, Invalid, KsiError, NotFound, Refused
 from ksi_mcp.permissions import OPERATOR, Context, agent_actor, fresh_context
 from ksi_mcp.queues.session_queues import SessionQueues
@@ -68,7 +67,7 @@ def house() -> Iterator[House]:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")
     migrate(connection, now_ms=0)
-    yield House(SqliteTx(connection, load_queries(), 1_000))
+    yield House(SqliteTx(connection, load_statements(), 1_000))
     connection.close()
 
 

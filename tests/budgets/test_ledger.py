@@ -11,13 +11,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import Account, Amount, Blocked, Denied, Hold, Limits, limits_of, may_reserve
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sql import load_queries
-from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.sqlite import SqliteTx, load_statements
 from ksi_mcp.errors import Invalid, NotFound
 from ksi_mcp.ids import AccountId
 from ksi_mcp.permissions import OPERATOR, fresh_context
 
-QUERIES = load_queries()
+QUERIES = load_statements()
 CTX = fresh_context(OPERATOR)
 PARENTS = {"global": None, "run": "global", "a": "run", "b": "run", "child": "a", "loner": "global"}
 LEAVES = ("a", "b", "child", "loner")

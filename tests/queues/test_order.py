@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sql import load_queries
-from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.sqlite import SqliteTx, load_statements
 from ksi_mcp.ids import WorkerId
 from ksi_mcp.queues.model import INJECTED, TakenOver, Turn, TurnDraft
 from ksi_mcp.queues.session_queues import SessionQueues
 
-QUERIES = load_queries()
+QUERIES = load_statements()
 SESSIONS = ("s1", "s2", "s3")
 ACCOUNTS = ("run", "global")
 ACTIVE = ("ready", "running", "retrying", "blocked")

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sql import load_queries
-from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.sqlite import SqliteTx, load_statements
 from ksi_mcp.errors import Conflict, NotFound
 from ksi_mcp.events.journal import WOKEN
 from ksi_mcp.ids import WorkerId
@@ -23,7 +22,7 @@ def tx() -> Iterator[SqliteTx]:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.row_factory = sqlite3.Row
     migrate(connection, now_ms=0)
-    tx = SqliteTx(connection, load_queries(), 1_000)
+    tx = SqliteTx(connection, load_statements(), 1_000)
     for session in ("a", "b", "c", "d"):
         SessionQueues().open_session(tx, session)
     yield tx
