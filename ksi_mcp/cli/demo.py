@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -19,7 +19,7 @@ import typer
 
 from ksi_mcp.cli.options import JsonOption
 from ksi_mcp.cli.running import run_until_told
-from ksi_mcp.errors import Conflict, Refused
+from ksi_mcp.errors import Conflict, KsiError, Refused
 
 if TYPE_CHECKING:
     from ksi_mcp.cli.demo_run import Evidence, Say
@@ -80,14 +80,19 @@ async def _demonstrate(home: Home, say: Say) -> dict[str, Any]:
     script = load_script(Path(__file__).with_name("demo_script.yaml").read_bytes())
     with _alone(home):
         before = _processes_on(home)
-        async with asyncio.timeout(LONGEST_S), SimServer(Script(script)) as sim:
-            await _stop_earlier(home)
-            _configure(home, sim)
-            server = [sys.executable, "-m", "ksi_mcp", "serve", "--home", str(home.root)]
-            async with connect_stdio(server, _environment()) as client:
-                evidence: Evidence = await tournament(client, say)
-                facts = await gather_facts(client, evidence, sim.log, most_at_once=sim.max_in_flight)
-            await _worker_ended(home)
+        try:
+            async with asyncio.timeout(LONGEST_S), SimServer(Script(script)) as sim:
+                await _stop_earlier(home)
+                _configure(home, sim)
+                server = [sys.executable, "-m", "ksi_mcp", "serve", "--home", str(home.root)]
+                async with connect_stdio(server, _environment()) as client:
+                    evidence: Evidence = await tournament(client, say)
+                    facts = await gather_facts(client, evidence, sim.log, most_at_once=sim.max_in_flight)
+                await _worker_ended(home)
+        except BaseException:
+            with suppress(KsiError):  # the first failure is the one to tell
+                await _stop_earlier(home)
+            raise
     facts["data_folder"] = str(home.root)
     facts["left_running"] = [each for each in _processes_on(home) if each not in before]
     facts["seconds"] = round(clock() - began_s, 1)
@@ -152,7 +157,7 @@ def _environment() -> dict[str, str]:
 
 
 async def _stop_earlier(home: Home) -> None:
-    """Stop what a demonstration left that did not come to its end: its worker knows a simulator that is gone."""
+    """Stop what a demonstration left unfinished: its worker goes on asking a simulator that is gone."""
     from ksi_mcp.app import App, AppOptions
     from ksi_mcp.config import Config
     from ksi_mcp.permissions import OPERATOR, fresh_context

@@ -35,6 +35,7 @@ async def gather_facts(
         "agents": _agents(evidence, turns, log),
         "turns": turns,
         "routes": _routes(events, names, evidence),
+        "messages": _messages(events, names),
         "rules_by_agents": _rules_by_agents(evidence.rules, names),
         "budget": {**status["budget"], "calls_usd": round(sum(turn.get("cost_usd") or 0 for turn in turns), 6)},
         "calls": {
@@ -177,6 +178,17 @@ def _routes(events: list[dict[str, Any]], names: dict[str, str], evidence: Evide
             }
         )
     return routes
+
+
+def _messages(events: list[dict[str, Any]], names: dict[str, str]) -> list[dict[str, Any]]:
+    """What came to an agent without a rule: from whom, to whom, how often."""
+    routed = {event["data"].get("turn") for event in _named(events, "routing:delivered")}
+    counts = Counter(
+        (_name(event["data"]["from"], names), event["data"]["agent_name"])
+        for event in _named(events, "completion:queued")
+        if event["data"]["turn"] not in routed
+    )
+    return [{"from": sender, "to": target, "times": times} for (sender, target), times in counts.items()]
 
 
 def _rules_by_agents(rules: list[dict[str, Any]], names: dict[str, str]) -> list[dict[str, Any]]:

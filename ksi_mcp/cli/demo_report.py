@@ -22,7 +22,7 @@ class Steps:
         """A tool was called, and this came of it."""
         if self._console is not None:
             line = Text.assemble("  ", (f"{tool:<27}", "cyan"), said)
-            self._console.print(line, overflow="ellipsis", no_wrap=True)
+            self._console.print(line, overflow="crop", no_wrap=True)
 
 
 def show(console: Console, facts: dict[str, Any]) -> None:
@@ -48,9 +48,9 @@ def show(console: Console, facts: dict[str, Any]) -> None:
 
 def _agents(console: Console, facts: dict[str, Any]) -> None:
     table = _table(console)
-    table.add_column("agent", no_wrap=True)
+    table.add_column("agent", overflow="fold")
     table.add_column("turns", justify="right")
-    table.add_column("ended as")
+    table.add_column("ended as", overflow="fold")
     for title in ("attempts", "calls", "tokens", "cost"):
         table.add_column(title, justify="right", no_wrap=True)
     for agent in facts["agents"]:
@@ -81,85 +81,69 @@ def _agents(console: Console, facts: dict[str, Any]) -> None:
 
 def _routes(console: Console, facts: dict[str, Any]) -> None:
     table = _table(console)
-    table.add_column("event", no_wrap=True)
-    table.add_column("from")
-    table.add_column("to")
+    table.add_column("event", overflow="fold")
+    table.add_column("from", overflow="fold")
+    table.add_column("to", overflow="fold")
     table.add_column("times", justify="right")
-    table.add_column("because of")
+    table.add_column("because of", overflow="fold")
     for route in facts["routes"]:
-        only = f" of {route['only_from']}" if route["only_from"] else ""
-        why = f", as {route['why']}" if route["why"] else ""
         table.add_row(
             route["event"],
             route["from"],
             route["to"],
             str(route["times"]),
-            Text(f"rule of {route['made_by']}: {route['pattern']}{only}{why}", "magenta" if why else ""),
+            Text(_because(route), "magenta" if route["why"] else ""),
         )
+    for message in facts["messages"]:
+        table.add_row("-", message["from"], message["to"], str(message["times"]), "sent to it directly")
     console.print(table)
+
+
+def _because(route: dict[str, Any]) -> str:
+    text = f"rule of {route['made_by']}"
+    if route["pattern"] != route["event"]:
+        text += f" for {route['pattern']}"
+    if route["only_from"]:
+        text += f", only from {route['only_from']}"
+    return f"{text}: {route['why']}" if route["why"] else text
 
 
 def _notes(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Label, text and style of each thing that is no table."""
-    budget, calls, outcome = facts["budget"], facts["calls"], facts["outcome"]
+    budget, calls, decision, fork = facts["budget"], facts["calls"], facts["decision"], facts["fork"]
+    notes = [("cost", _cost(budget, facts["model"]), ""), ("model calls", _calls(calls), "")]
+    for retry in facts["retries"]:
+        text = f"{retry['agent']} after {retry['delay_s']:.1f} s, because of {retry['kind']}: {retry['error']}"
+        notes.append(("retried", text, "yellow"))
+    for denied in facts["denied"]:
+        text = f"{denied['agent_name']}: {denied['reason']}"
+        ending = f"{denied['status']}, class {denied['error_class']}, cost {_usd(denied['cost_usd'])}"
+        notes.append(("denied", f"{text} ({ending})", "red"))
+    if decision is not None:
+        made = f"{decision['decision']} = {decision['outcome']}, confidence {decision['confidence']:g}"
+        notes.append(("decision", f"{made}: {decision['reasoning']}", ""))
+    notes.append(("fork", f"{fork['name']} from {fork['parent']}: {fork['fork_reason']}", ""))
+    notes.append(("outcome", _outcome(facts["outcome"], facts["agents_ended"]), "green"))
+    served = f"MCP {facts['protocol']} over stdio, to a server process; the turns ran in a worker process"
+    return [*notes, ("client", served, "")]
+
+
+def _cost(budget: dict[str, Any], model: str) -> str:
+    spent = f"{_usd(budget['spent_usd'])} of {_usd(budget['limit_usd'])}"
+    turns = f"{budget['spent_turns']} of {budget['limit_turns']} turns"
+    return f"{spent}, {turns}, {_usd(budget['reserved_usd'])} still set aside (prices of {model}; nothing was paid)"
+
+
+def _calls(calls: dict[str, Any]) -> str:
     refused = ", ".join(f"{call['status']} for {call['agent']}" for call in calls["refused"]) or "none"
-    notes = [
-        (
-            "cost",
-            f"{_usd(budget['spent_usd'])} of {_usd(budget['limit_usd'])}, {budget['spent_turns']} of "
-            f"{budget['limit_turns']} turns; {_usd(budget['reserved_usd'])} still set aside "
-            f"(prices of {facts['model']}; the calls went to the simulator)",
-            "",
-        ),
-        (
-            "model calls",
-            f"{calls['made']}, of which {calls['answered']} answered; at most {calls['most_at_once']} at once; "
-            f"refused: {refused}",
-            "",
-        ),
-    ]
-    notes += [
-        (
-            "retried",
-            f"{retry['agent']} after {retry['delay_s']:.1f} s, because of {retry['kind']}: {retry['error']}",
-            "yellow",
-        )
-        for retry in facts["retries"]
-    ]
-    notes += [
-        (
-            "denied",
-            f"{denied['agent_name']}: {denied['reason']} ({denied['status']}, class {denied['error_class']}, "
-            f"cost {_usd(denied['cost_usd'])})",
-            "red",
-        )
-        for denied in facts["denied"]
-    ]
-    if decision := facts["decision"]:
-        notes.append(
-            (
-                "decision",
-                f"{decision['decision']} = {decision['outcome']}, confidence {decision['confidence']:g}: "
-                f"{decision['reasoning']}",
-                "",
-            )
-        )
-    fork = facts["fork"]
-    notes += [
-        ("fork", f"{fork['name']} from {fork['parent']}: {fork['fork_reason']}", ""),
-        (
-            "outcome",
-            f"{outcome['orchestration']} {outcome['state']}: {outcome['outcome']}, score {outcome['score']:g}, "
-            f"{facts['agents_ended']} agents ended with it. {outcome['summary']}",
-            "green",
-        ),
-        (
-            "client",
-            f"MCP {facts['protocol']} over stdio, to a server process of its own; turns in a worker process",
-            "",
-        ),
-    ]
-    return notes
+    made = f"{calls['made']} made, {calls['answered']} answered, refused: {refused}"
+    return f"{made}; at most {calls['most_at_once']} under way at once"
+
+
+def _outcome(outcome: dict[str, Any], agents_ended: int) -> str:
+    score = "none" if outcome["score"] is None else f"{outcome['score']:g}"
+    head = f"{outcome['orchestration']} {outcome['state']}: {outcome['outcome']}, score {score}"
+    return f"{head}; its {agents_ended} agents ended with it. {outcome['summary']}"
 
 
 def make_console() -> Console:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Final
 
@@ -28,19 +27,19 @@ Say = Callable[[str, str], None]
 """Told after each step: the tool that was called, and what came of it."""
 
 
-@dataclass(slots=True, kw_only=True)
 class Evidence:
     """What tool calls returned on the way, for the facts that are gathered at the end."""
 
-    found: dict[str, Any] = field(default_factory=dict)
-    started: dict[str, Any] = field(default_factory=dict)
-    ids: dict[str, str] = field(default_factory=dict)
-    rules: list[dict[str, Any]] = field(default_factory=list)
-    solutions: dict[str, str] = field(default_factory=dict)
-    table: dict[str, int] = field(default_factory=dict)
-    decision: dict[str, Any] = field(default_factory=dict)
-    fork: dict[str, Any] = field(default_factory=dict)
-    ended: dict[str, Any] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+        self.started: dict[str, Any] = {}
+        self.ids: dict[str, str] = {}
+        self.rules: list[dict[str, Any]] = []
+        self.solutions: dict[str, str] = {}
+        self.table: dict[str, int] = {}
+        self.decision: dict[str, Any] = {}
+        self.fork: dict[str, Any] = {}
+        self.ended: dict[str, Any] = {}
 
     @property
     def run(self) -> str:
