@@ -60,6 +60,8 @@ LONGEST_NAP_S = 5.0
 """The pumps look this often even if they heard nothing."""
 IDLE_LOOK_S = 0.5
 _DELAYED_BATCH = 100
+_FIRE_S = 5.0
+"""A delayed command that waits for others longer than this is left: the others are due as well."""
 _SWEEP_S = 30.0
 
 
@@ -97,6 +99,7 @@ class App:
         if self._options.worker == "inside":
             self._take_lock()
         try:
+            _make_private(self.home.database)
             self._db = await open_sqlite(self.home.database, self._clock)
         except BaseException:
             self._lock.release()
@@ -213,7 +216,7 @@ class App:
                 if self._clock.monotonic_s() - swept_s >= _SWEEP_S:
                     swept_s = self._clock.monotonic_s()
                     await self.services.journal.commit(self.services.router.sweep_expired)
-            except StoreError:
+            except Exception:  # a pump that ends takes the worker along, and all it has under way
                 logger.exception("deliveries could not be stored; trying again")
                 await asyncio.sleep(1)
                 continue
@@ -227,7 +230,7 @@ class App:
             bell.clear()
             try:
                 nap_s = await self._fire_due()
-            except StoreError:
+            except Exception:  # as above
                 logger.exception("delayed events could not be fired; trying again")
                 nap_s = 1.0
             await _nap(bell, nap_s)
@@ -259,15 +262,20 @@ class App:
         if row["condition"] is not None:
             args["condition"] = row["condition"]
         try:
-            done = await self.toolbox.call(ctx, "event_emit", args, guard=guard)
+            async with asyncio.timeout(_FIRE_S):
+                done = await self.toolbox.call(ctx, "event_emit", args, guard=guard)
         except TakenOver:
             return
         except StoreError:
             raise  # nothing of it is lost: it waits for the next attempt
         except Exception as error:
-            if not isinstance(error, KsiError):
+            if isinstance(error, TimeoutError):  # where it had taken effect, its row is gone and nothing is reported
+                reason = f"it waited for more than {_FIRE_S:g} s"
+            elif isinstance(error, KsiError):
+                reason = error.text()[:1000]
+            else:
                 logger.exception("delayed event %d met an error that nobody expected", delayed_id)
-            reason = error.text()[:1000] if isinstance(error, KsiError) else "internal error; the server's log has it"
+                reason = "internal error; the server's log has it"
 
             def fail(tx: Tx) -> None:
                 if drop(tx):
@@ -312,12 +320,14 @@ class App:
             await asyncio.sleep(LAUNCH_LOOK_S)
 
     async def unfinished(self) -> bool:
-        """Whether there are turns to run, events to route or delayed events to fire."""
+        """Whether there are turns to run, events to route, delayed events to fire, or lost calls to settle."""
 
         def look(tx: Tx) -> bool:
             turns, outbox = tx.one("queues.open_turns"), tx.one("events.outbox_waiting")
             due = tx.one("events.next_due")
             waiting = due is not None and due["due_ms"] is not None
+            if self._options.worker != "inside" and tx.one("budgets.orphan_holds") is not None:
+                return True  # a lost worker's: the next one settles them as it starts
             return bool(turns and turns["open"]) or bool(outbox and outbox["waiting"]) or waiting
 
         return await self.services.journal.read(look)
@@ -361,10 +371,19 @@ class App:
             if self.worker.busy or await self.unfinished():
                 quiet_since_s = self._clock.monotonic_s()
             elif idle_s is not None and self._clock.monotonic_s() - quiet_since_s >= idle_s:
-                self._lock.release()
-                if not await self.unfinished():
-                    return
-                self._take_lock()
+                async with self.worker.claiming:  # what is claimed without the lock another worker would run again
+                    if self.worker.busy:
+                        continue
+                    self._lock.release()
+                    if not await self.unfinished():
+                        return
+                    self._take_lock()
+
+
+def _make_private(database: Path) -> None:
+    """Conversations are nobody else's, even in a folder that others can enter; SQLite's other files take its mode."""
+    with contextlib.suppress(OSError):  # it is there, or opening it will say what is wrong
+        os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 async def _nap(bell: asyncio.Event, seconds: float) -> None:

@@ -33,8 +33,9 @@ class KsiError(Exception):
     code: ErrorCode = "invalid"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        # What was wrong may be quoted in it, half a character too, which no wire and no terminal takes.
+        self.message = message.encode("utf-8", "replace").decode()
+        super().__init__(self.message)
         self.hint = hint
 
     def text(self) -> str:

@@ -25,6 +25,7 @@ WHERE agent_id = :agent_id
 SELECT agent.*, session.pending FROM agent JOIN session ON session.session_id = agent.agent_id
 WHERE name = :name
   AND (:orchestration_id IS NULL OR agent.orchestration_id = :orchestration_id)
+  AND (:visible IS NULL OR agent.agent_id IN (SELECT value FROM json_each(:visible)))
 ORDER BY agent.status <> 'active', agent.created_at_ms DESC LIMIT 20
 
 -- page

@@ -79,13 +79,10 @@ def find(tx: Tx, ctx: Context, ref: str) -> Agent:
     row = tx.one("agents.one", {"agent_id": ref})
     if row is not None and (seen is None or row["agent_id"] in seen):
         return agent_of(row)
-    rows = [
-        agent_of(row)
-        for row in tx.all("agents.by_name", {"name": ref, "orchestration_id": ctx.orchestration_id})
-        if seen is None or row["agent_id"] in seen
-    ]
+    named = {"name": ref, "visible": None if seen is None else json.dumps(sorted(seen))}
+    rows = [agent_of(row) for row in tx.all("agents.by_name", {**named, "orchestration_id": ctx.orchestration_id})]
     if not rows and ctx.orchestration_id is not None and seen is None:
-        rows = [agent_of(row) for row in tx.all("agents.by_name", {"name": ref, "orchestration_id": None})]
+        rows = [agent_of(row) for row in tx.all("agents.by_name", {**named, "orchestration_id": None})]
     living = [agent for agent in rows if agent.life == "active"]
     if len(living) > 1:
         listed = ", ".join(f"{agent.agent_id} (in {agent.orchestration_id or 'no orchestration'})" for agent in living)

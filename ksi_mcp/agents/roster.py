@@ -26,7 +26,7 @@ from ksi_mcp.errors import Conflict, Exhausted, Invalid, NotFound, Refused
 from ksi_mcp.events.journal import Recorder
 from ksi_mcp.events.store import MAX_CURSOR_CHARS
 from ksi_mcp.ids import AgentId, new_id
-from ksi_mcp.permissions import Context
+from ksi_mcp.permissions import Context, agent_actor
 from ksi_mcp.queues.model import OpClass, Turn, TurnDraft
 from ksi_mcp.queues.session_queues import SessionQueues
 
@@ -89,6 +89,8 @@ class Roster:
                 f"agent name {spec.name!r} is taken by {taken['agent_id']}",
                 hint="choose another name, or terminate that agent first",
             )
+        if tx.one("agents.one", {"agent_id": spec.name}) is not None:  # rules that hear that agent would hear this one
+            raise Conflict(f"agent name {spec.name!r} is the id of an agent", hint="choose another name")
         if spec.orchestration_id is not None:
             self._check_run(tx, spec.orchestration_id)
         agent_id = AgentId(new_id("a"))
@@ -279,17 +281,8 @@ class Roster:
             turn
             for turn_id in self._queues.unfinished(tx, agent.agent_id)
             if not (ctx.slot is not None and turn_id == ctx.slot.turn_id)
-            if (turn := self._queues.cancel(tx, turn_id, reason=reason)) is not None
+            if (turn := self._cancel(tx, ctx, turn_id, agent, reason=reason)) is not None
         ]
-        for turn in cancelled:
-            self._journal.record(
-                tx,
-                "completion:cancelled",
-                {"turn": turn.turn_id, "agent": agent.agent_id, "agent_name": agent.name, "reason": reason},
-                replace(ctx, cause_id=f"turn:{turn.turn_id}"),
-                agent_id=agent.agent_id,
-                orchestration_id=agent.orchestration_id,
-            )
         self._journal.record(
             tx,
             f"agent:{life}",
@@ -299,6 +292,26 @@ class Roster:
             orchestration_id=agent.orchestration_id,
         )
         return cancelled
+
+    def cancel_turn(self, tx: Tx, ctx: Context, turn: Turn, *, reason: str) -> Turn | None:
+        """Cancel one turn, whoever runs it; its session goes on. None if it had ended before, a no-op."""
+        return self._cancel(tx, ctx, turn.turn_id, self.get(tx, turn.session_id), reason=reason)
+
+    def _cancel(self, tx: Tx, ctx: Context, turn_id: str, agent: Agent, *, reason: str) -> Turn | None:
+        turn = self._queues.cancel(tx, turn_id, reason=reason)
+        if turn is None:
+            return None
+        facts = {"turn": turn_id, "agent": agent.agent_id, "agent_name": agent.name, "reason": reason}
+        because = replace(ctx, cause_id=f"turn:{turn_id}")
+        run = agent.orchestration_id
+        self._journal.record(tx, "completion:cancelled", facts, because, agent_id=agent.agent_id, orchestration_id=run)
+        if turn.reply_event is not None:  # whoever gathers replies must hear of this one, too
+            reply = {**facts, "status": turn.state, "text": ""}
+            # Its name was chosen by whoever sent the message: it comes from the agent that was asked, never from
+            # whoever cancels, who may be the operator.
+            asked = replace(because, actor=agent_actor(agent.agent_id), slot=None)
+            self._journal.record(tx, turn.reply_event, reply, asked, agent_id=agent.agent_id, orchestration_id=run)
+        return turn
 
     def living_in(self, tx: Tx, orchestration_id: str) -> list[Agent]:
         """The living agents of a run, in the order of their making."""

@@ -13,6 +13,8 @@ from ksi_mcp.queues.model import OpClass, Turn
 
 CLASS_TIMEOUT_S: Final[dict[OpClass, float]] = {"simple": 10.0, "analysis": 30.0, "code": 60.0, "multi_step": 120.0}
 MAX_TIMEOUT_S: Final = 600.0
+"""Of a deadline that nobody asked for."""
+MAX_ASKED_S: Final = 3600.0
 SLOW_TOKENS_PER_S: Final = 20.0
 """A call that is cut off is paid all the same, so the default deadline leaves room for a full answer at this rate."""
 
@@ -58,7 +60,7 @@ def deadline_s(turn: Turn, agent: Agent) -> float:
     """How long one provider attempt of this turn may take, in seconds."""
     asked = turn.timeout_s or agent.settings.timeout_s
     if asked is not None:
-        return min(asked, MAX_TIMEOUT_S)
+        return min(asked, MAX_ASKED_S)
     full_answer = agent.settings.max_tokens / SLOW_TOKENS_PER_S
     return min(max(CLASS_TIMEOUT_S[turn.op_class], full_answer), MAX_TIMEOUT_S)
 

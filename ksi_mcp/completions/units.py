@@ -30,7 +30,7 @@ from ksi_mcp.ids import RootId, WorkerId
 from ksi_mcp.permissions import SYSTEM, Context, Slot, agent_actor, within
 from ksi_mcp.providers.base import Answer
 from ksi_mcp.queues.model import ErrorClass, TakenOver, Turn, TurnState
-from ksi_mcp.queues.retry import Again, GiveUp
+from ksi_mcp.queues.retry import MAX_TRIES, Again, GiveUp
 from ksi_mcp.queues.session_queues import SessionQueues
 
 MAX_EVENT_TEXT_BYTES = 40 * 1024
@@ -79,8 +79,16 @@ class TurnUnits:
         self._ledger = ledger
 
     def claim(self, tx: Tx, owner: WorkerId, *, limit: int) -> list[Loaded]:
-        """Take ready heads and load what they need."""
-        return [self._load(tx, turn) for turn in self._queues.claim(tx, owner, limit=limit)]
+        """Take ready heads and load what they need. A turn that was lost too often ends: each try may cost."""
+        items: list[Loaded] = []
+        for turn in self._queues.claim(tx, owner, limit=limit):
+            item = self._load(tx, turn)
+            if turn.tries < MAX_TRIES:
+                items.append(item)
+            else:
+                error = f"given up after {turn.tries} tries: its worker was lost, or its steps could not be stored"
+                self._finish(tx, item, state="failed", error_class="infra", error=error)
+        return items
 
     def _load(self, tx: Tx, turn: Turn) -> Loaded:
         agent = self._roster.get(tx, turn.session_id)

@@ -55,6 +55,8 @@ class Worker:
         self._cancelled: set[str] = set()
         self._lost: list[str] = []
         self._bell = asyncio.Event()
+        self.claiming = asyncio.Lock()
+        """Held while turns are claimed; whoever holds it keeps this worker from claiming."""
         journal.on_wake(self._bell.set)
 
     @property
@@ -75,9 +77,11 @@ class Worker:
             while True:
                 self._bell.clear()
                 try:
-                    if not await self._claim():
+                    async with self.claiming:
+                        claimed = await self._claim()
+                    if not claimed:
                         await self._nap()
-                except StoreError:
+                except Exception:  # whatever it was, the turns under way are worth more than this claim
                     logger.exception("the store failed the worker; trying again")
                     await asyncio.sleep(STORE_PAUSE_S)
         finally:

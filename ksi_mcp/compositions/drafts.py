@@ -24,7 +24,7 @@ _ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _COMPOSITION_KEYS: Final = ("composition", "profile", "component", "extends")
 _PROMPT_KEYS: Final = ("prompt", "system_prompt", "prompt_template", "instructions")
-_WHOLE_SETTINGS: Final = ("max_tokens", "max_tool_rounds")
+_WHOLE_SETTINGS: Final = ("max_tokens", "max_tool_rounds", "context_messages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,9 @@ def settings_of(body: dict[str, Any], path: str, problems: Problems) -> dict[str
             settings[key] = whole
         elif key in settings:
             problems.add(join(path, key), f"must be a whole number above 0, not {shorten(str(settings[key]))!r}")
-    if "timeout_s" in settings and _positive(settings["timeout_s"]) is None:
+    if "timeout_s" in settings and (seconds := _positive(settings["timeout_s"])) is not None:
+        settings["timeout_s"] = seconds
+    elif "timeout_s" in settings:
         problems.add(join(path, "timeout_s"), "must be a number of seconds above 0")
     if "effort" in settings:
         problems.text(settings["effort"], join(path, "effort"))

@@ -16,6 +16,7 @@ from ksi_mcp.errors import Invalid
 
 MAX_CONDITIONS: Final = 50
 MAX_STEPS: Final = 20
+_INDEX_DIGITS: Final = 6
 _MISSING: Final = object()
 
 Test = Callable[[Any, Any], bool]
@@ -93,7 +94,7 @@ def _value(document: Any, steps: list[str]) -> Any:
     for step in steps:
         if isinstance(here, dict) and step in here:
             here = here[step]
-        elif isinstance(here, list) and step.isdecimal() and int(step) < len(here):
+        elif isinstance(here, list) and step.isdecimal() and len(step) <= _INDEX_DIGITS and int(step) < len(here):
             here = here[int(step)]
         else:
             return _MISSING

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ksi_mcp.compositions.model import parse_reference, shorten
 from ksi_mcp.errors import Invalid, Refused
+from ksi_mcp.events.model import check_depth
 from ksi_mcp.ids import DecisionId
 from ksi_mcp.permissions import Actor
 
@@ -136,4 +137,5 @@ def _json(value: Any) -> Any:
         raise Invalid("context is not JSON", hint="use text, numbers, true, false, null, lists and objects") from None
     if size > MAX_CONTEXT_BYTES:
         raise Invalid(f"context has {size:,} bytes, the limit is {MAX_CONTEXT_BYTES:,}", hint="send a summary")
+    check_depth("context", value)
     return json.loads(text)

@@ -12,6 +12,8 @@ from ksi_mcp.ids import EventId
 
 MAX_DATA_BYTES = 64 * 1024
 """The largest `data` of an event, as JSON in UTF-8."""
+MAX_DEPTH = 64
+"""Deepest nesting of what comes from outside: what is stored deeper could never be shown again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +60,48 @@ def encode_data(name: str, data: dict[str, Any]) -> str:
     """The data as JSON.
 
     Raises:
-        Invalid: it is not JSON, or larger than `MAX_DATA_BYTES`.
+        Invalid: it is not JSON, larger than `MAX_DATA_BYTES`, or nested too deeply.
+    """
+    return encode_json(f"the data of event {name[:100]!r}", data)
+
+
+def encode_json(what: str, value: Any) -> str:
+    """A value from outside as JSON; `what` names it in errors.
+
+    Raises:
+        Invalid: it is not JSON, larger than `MAX_DATA_BYTES`, or nested deeper than `MAX_DEPTH`.
     """
     try:
-        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as failure:
-        raise Invalid(f"the data of event {name[:100]!r} is not JSON: {failure}") from None
+        raise Invalid(f"{what} is not JSON: {failure}") from None
     if size > MAX_DATA_BYTES:
         raise Invalid(
-            f"the data of event {name[:100]!r} has {size:,} bytes, the limit is {MAX_DATA_BYTES:,}",
-            hint="send a reference or a summary",
+            f"{what} has {size:,} bytes, the limit is {MAX_DATA_BYTES:,}", hint="send a reference or a summary"
         )
+    if text.count("{") + text.count("[") > MAX_DEPTH:  # only then can it be too deep
+        check_depth(what, value)
     return text
+
+
+def check_depth(what: str, value: Any) -> None:
+    """See that a JSON value can be shown again.
+
+    Raises:
+        Invalid: it is nested deeper than `MAX_DEPTH`.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list | tuple)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise Invalid(f"{what} is nested deeper than {MAX_DEPTH} levels", hint="send it flatter, or as text")
 
 
 def event_of(row: Row) -> Event:

@@ -17,12 +17,14 @@ from ksi_mcp.compositions.library import Library
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, Invalid, NotFound
 from ksi_mcp.events.journal import Recorder
+from ksi_mcp.events.model import encode_json
+from ksi_mcp.events.store import MAX_CURSOR_CHARS
 from ksi_mcp.ids import OrchestrationId, new_id
 from ksi_mcp.orchestrations.model import Ending, Orchestration, QueueState, StartPlan, orchestration_of
 from ksi_mcp.permissions import Context, system_context
 from ksi_mcp.queues.model import Turn
 from ksi_mcp.routing.router import Router
-from ksi_mcp.routing.rules import Rule, RuleDraft
+from ksi_mcp.routing.rules import AGENT, Rule, RuleDraft
 
 
 class Conductor:
@@ -75,11 +77,11 @@ class Conductor:
         as_server = system_context(inside)
         agents = [self._spawn(tx, as_server, spec, orchestration_id) for spec in plan.agents]
         ids = {agent.name: agent.agent_id for agent in agents}
-        rules = [
-            self._router.add_rule(tx, as_server, draft)
-            for static in plan.rules
-            for draft in _drafts(static, ids, orchestration_id)
-        ]
+        drafts = [draft for static in plan.rules for draft in _drafts(static, ids, orchestration_id)]
+        for target in {draft.target for draft in drafts}:
+            if target.startswith(AGENT) and target.removeprefix(AGENT) not in ids.values():
+                reach.find(tx, ctx, target.removeprefix(AGENT))  # beyond the pattern's own, only whom the actor sees
+        rules = [self._router.add_rule(tx, as_server, draft) for draft in drafts]
         return self.get(tx, orchestration_id), agents, rules
 
     def _spawn(self, tx: Tx, ctx: Context, spec: AgentSpec, orchestration_id: str) -> Agent:
@@ -115,7 +117,7 @@ class Conductor:
         self, tx: Tx, ctx: Context, *, state: str | None, pattern: str | None, limit: int, cursor: str | None
     ) -> tuple[list[Orchestration], str | None]:
         """Runs, newest first, and where the next page begins."""
-        if cursor is not None and not cursor.isdigit():
+        if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= MAX_CURSOR_CHARS):
             raise Invalid(f"cursor {cursor[:40]!r} is not one of ours", hint="pass the `cursor` of the last page")
         visible = None
         if ctx.actor.kind == "agent":
@@ -153,7 +155,7 @@ class Conductor:
                 "state": ending.state,
                 "outcome": ending.outcome,
                 "score": ending.score,
-                "metrics": None if ending.metrics is None else json.dumps(ending.metrics, ensure_ascii=False),
+                "metrics": None if ending.metrics is None else encode_json("metrics", ending.metrics),
                 "summary": ending.summary,
                 "now_ms": tx.now_ms,
             },
@@ -195,7 +197,7 @@ def _drafts(static: StaticRule, ids: Mapping[str, str], orchestration_id: str) -
             source_pattern=static.pattern,
             source_agent=None if static.source is None else ids.get(static.source, static.source),
             condition=static.condition,
-            target=f"agent:{ids[target]}" if target in ids else target,
+            target=AGENT + ids[role] if (role := target.removeprefix(AGENT)) in ids else target,
             mapping=static.mapping,
             priority=static.priority if static.priority is not None else 100,
             ttl_s=static.ttl_s,

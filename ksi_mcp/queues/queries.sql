@@ -80,14 +80,14 @@ WHERE turn_id = :turn_id
 UPDATE turn SET cost_usd_micros = cost_usd_micros + :usd_micros, tokens = tokens + :tokens WHERE turn_id = :turn_id
 
 -- take_over
--- why: the lock proves that no other worker lives, so what others were running is ready again.
-UPDATE turn SET state = 'ready', owner = NULL, run_at_ms = :now_ms
+-- why: the lock proves that no other worker lives, so what others were running is ready again; a try was lost.
+UPDATE turn SET state = 'ready', owner = NULL, run_at_ms = :now_ms, tries = tries + 1
 WHERE state IN ('ready', 'running', 'retrying', 'blocked') AND state = 'running' AND owner <> :owner
 RETURNING turn_id
 
 -- give_back
 -- why: a turn whose step could not be stored is claimed again later, and what it left open is closed then.
-UPDATE turn SET state = 'retrying', owner = NULL, run_at_ms = :run_at_ms
+UPDATE turn SET state = 'retrying', owner = NULL, run_at_ms = :run_at_ms, tries = tries + 1
 WHERE state = 'running' AND owner = :owner AND turn_id IN (SELECT value FROM json_each(:turn_ids))
 
 -- one

@@ -113,12 +113,22 @@ def _measure(value: Any) -> None:
         elif isinstance(item, list | tuple):
             keys += len(item)
             pending.extend((inner, depth + 1) for inner in item)
-        elif not (item is None or isinstance(item, bool | int | float)):
+        elif isinstance(item, int | float):
+            chars += _digits(item)
+        elif item is not None:
             raise Invalid(f"the mapping holds a value of type {type(item).__name__}", hint="use JSON values")
         if keys > MAX_KEYS:
             raise Invalid(f"the mapping has over {MAX_KEYS} keys", hint="pass a whole object, or the data with {{$}}")
         if chars > MAX_CHARS:
             raise Invalid(f"the mapping has over {MAX_CHARS:,} characters of keys and templates")
+
+
+def _digits(number: float) -> int:
+    """How long a number is in JSON: a rule that is too large to be reported could never be ended."""
+    try:
+        return len(json.dumps(number, allow_nan=False))
+    except ValueError:
+        raise Invalid("the mapping holds a number that JSON cannot hold", hint="give it as text") from None
 
 
 def _storable(text: str) -> str:

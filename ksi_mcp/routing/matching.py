@@ -110,9 +110,10 @@ def _failed(
 
 def _in_orchestration(rule: Rule, event: Event) -> bool:
     # Two runs of one pattern have the same rules: each must hear its own events only. What the
-    # operator or the server emits outside of any run is meant for whoever listens.
+    # operator or the server emits outside of any run is meant for whoever listens, unless it is about an
+    # agent: what an agent outside of any run was told and answered is nobody else's.
     if not rule.scope.startswith("orchestration:"):
         return True
     if event.orchestration_id is None:
-        return not event.source.startswith(AGENT)
+        return agent_of(event) is None
     return event.orchestration_id == rule.orchestration_id

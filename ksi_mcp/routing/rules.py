@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from ksi_mcp import templates
 from ksi_mcp.errors import Invalid, KsiError, Refused
+from ksi_mcp.events.model import check_depth
 from ksi_mcp.events.patterns import (
     Glob,
     Pattern,
@@ -249,6 +250,7 @@ def encode_metadata(metadata: object) -> str:
         raise Invalid("metadata is not JSON") from None
     if len(text) > MAX_METADATA_CHARS:
         raise Invalid(f"metadata has {len(text):,} characters", hint=f"at most {MAX_METADATA_CHARS:,}")
+    check_depth("metadata", metadata)
     return text
 
 

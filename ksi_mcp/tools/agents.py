@@ -80,7 +80,7 @@ async def agent_spawn(
     prompt: Annotated[str | None, Field(description="its system prompt", max_length=200_000)] = None,
     name: str | None = None,
     message: Annotated[str | dict[str, Any] | None, Field(description="first message; becomes a turn")] = None,
-    model: str | None = None,
+    model: Annotated[str | None, Field(max_length=200)] = None,
     provider: str | None = None,
     vars: dict[str, Any] | None = None,
     capabilities: list[str] | None = None,
@@ -127,6 +127,8 @@ async def agent_spawn(
 
     def work(tx: Tx) -> Spawned:
         roster, ctx = call.svc.roster, call.ctx
+        if routing is not None and routing.rules:
+            reach.require(tx, ctx, "routing_control", action="agent_spawn with routing rules")
         made = replace(spec, orchestration_id=orchestration)
         if wanted_parent is not None:
             above = reach.find(tx, ctx, wanted_parent)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from ksi_mcp.tools import agents, budgets, compositions, decisions, events, messages, observe, orchestrations, routing
+from ksi_mcp.tools import (
+    agents,
+    budgets,
+    completions,
+    compositions,
+    decisions,
+    events,
+    messages,
+    observe,
+    orchestrations,
+    routing,
+)
 from ksi_mcp.tools.tool import Tool
 
 ALL_TOOLS: tuple[Tool, ...] = (
     *agents.TOOLS,
     *messages.TOOLS,
+    *completions.TOOLS,
     *events.TOOLS,
     *routing.TOOLS,
     *compositions.TOOLS,

@@ -268,11 +268,13 @@ async def event_wait(
 
     until = call.svc.clock.monotonic_s() + timeout_s
     arrived: list[Event] = []
+    older: str | None = None
     async with call.svc.journal.subscribe(wants) as live:
         if since is not None:
             wanted = EventFilter(names=tuple(names), after_id=since, visible_to=seen, orchestration_id=run)
             page = await call.svc.journal.query(wanted, limit=200)
             arrived = list(reversed(page.events))
+            older = page.cursor
         known = {event.event_id for event in arrived}
         while len(arrived) < min_count:
             left = until - call.svc.clock.monotonic_s()
@@ -288,8 +290,14 @@ async def event_wait(
         asked=min_count,
         arrived=len(arrived),
         complete=done,
-        next=None if done else "event_wait again with `since` set to the last event id you have seen",
+        next=_after_wait(done, older),
     )
+
+
+def _after_wait(done: bool, older: str | None) -> str | None:
+    if older is not None:
+        return f"older events after `since` are left out here: event_query with the same `since` and cursor={older!r}"
+    return None if done else "event_wait again with `since` set to the last event id you have seen"
 
 
 TOOLS = (event_emit, event_query, event_wait)

@@ -122,7 +122,7 @@ async def orchestration_start(
     budget: Annotated[BudgetWants | None, Field(description="for the whole run")] = None,
     orchestrator: Annotated[Literal["client", "agent"], Field(description="who follows the strategy")] = "client",
     provider: Annotated[str | None, Field(description="for agents that name none")] = None,
-    model: str | None = None,
+    model: Annotated[str | None, Field(max_length=200)] = None,
     idempotency_key: Annotated[str | None, Field(max_length=200)] = None,
 ) -> Started:
     """Start a run of a pattern: account, agents and rules in one transaction. Returns the strategy for you to follow.
@@ -322,7 +322,7 @@ async def orchestration_complete(
     *,
     orchestration: Annotated[str | None, Field(description="default for an agent: its own")] = None,
     outcome: Annotated[str, Field(description="success, failure, or your word", max_length=200)] = "success",
-    score: float | None = None,
+    score: Annotated[float | None, Field(allow_inf_nan=False)] = None,
     metrics: dict[str, Any] | None = None,
     summary: Annotated[str | None, Field(max_length=20_000)] = None,
 ) -> EndedView:

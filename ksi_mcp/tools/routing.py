@@ -224,12 +224,17 @@ async def routing_modify_rule(
 ) -> RuleView:
     """Change fields of a rule, from now on. Returns the rule as it is then."""
     changes = published_rule(updates)
-    if reason is not None:
-        changes.setdefault("metadata", {})
-        if isinstance(changes["metadata"], dict):
-            changes["metadata"] = {**changes["metadata"], "reason": reason[:500]}
     await call.svc.router.refresh()
-    return await call.commit(lambda tx: RuleView.of(call.svc.router.modify_rule(tx, call.ctx, rule_id, changes)))
+
+    def work(tx: Tx) -> RuleView:
+        wanted = dict(changes)
+        if reason is not None and changes:  # a reason alone changes nothing, and takes nothing away
+            was = call.svc.router.query_rules(tx, call.ctx, RuleFilter(rule_id=rule_id), limit=1).rules
+            notes = wanted.get("metadata", dict(was[0].metadata) if was else {})
+            wanted["metadata"] = {**notes, "reason": reason[:500]} if isinstance(notes, dict) else notes
+        return RuleView.of(call.svc.router.modify_rule(tx, call.ctx, rule_id, wanted))
+
+    return await call.commit(work)
 
 
 @tool("routing_delete_rule", needs="routing_control", effects="destroys", title="Delete a routing rule")
