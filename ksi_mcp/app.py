@@ -300,9 +300,9 @@ class App:
         bell, launching = self._new_bell(), FileLock(self.home.launch_lock)
         while True:
             bell.clear()
-            if await self.unfinished() and not self.worker_lives():
+            if await self.unfinished():
                 with contextlib.suppress(Timeout):
-                    launching.acquire(timeout=0)
+                    launching.acquire(timeout=0)  # also to look: a look holds the worker's lock for a moment
                     try:
                         await self._start_worker()
                     finally:
