@@ -53,13 +53,22 @@ SELECT COUNT(*) AS agents FROM agent WHERE status = 'active'
 SELECT agent_id FROM agent WHERE orchestration_id = :orchestration_id AND status = 'active' ORDER BY n
 
 -- family
--- why: an agent and all that descend from it.
+-- why: an agent and all that descend from it, those of the runs that one of them started too.
 WITH RECURSIVE family (agent_id) AS (
     SELECT agent_id FROM agent WHERE agent_id = :agent_id
     UNION
-    SELECT agent.agent_id FROM agent JOIN family ON agent.parent_id = family.agent_id
+    SELECT agent.agent_id FROM family JOIN agent ON agent.parent_id = family.agent_id
+    UNION
+    SELECT agent.agent_id FROM family
+    JOIN orchestration ON orchestration.created_by = 'agent:' || family.agent_id
+    JOIN agent ON agent.orchestration_id = orchestration.orchestration_id
 )
 SELECT agent_id FROM family
+
+-- runs_started
+-- why: a run is in sight of whoever started it, and of who spawned that agent.
+SELECT orchestration_id FROM orchestration
+WHERE created_by IN (SELECT 'agent:' || value FROM json_each(:family))
 
 -- peers
 -- why: whom an agent of a run can see: everybody of that run.

@@ -47,25 +47,36 @@ def require(tx: Tx, ctx: Context, capability: str, *, action: str) -> None:
         )
 
 
+def family(tx: Tx, agent_id: str | None) -> frozenset[str]:
+    """An agent, all that descend from it, and the agents of the runs that one of them started."""
+    return frozenset(row["agent_id"] for row in tx.all("agents.family", {"agent_id": agent_id}))
+
+
 def visible(tx: Tx, ctx: Context) -> frozenset[str] | None:
-    """The agents the actor can see: itself, its descendants, its run. None means all."""
+    """The agents the actor can see: its family and its run. None means all."""
     if ctx.actor.kind != "agent":
         return None
     held = grants(tx, ctx)
-    seen = {row["agent_id"] for row in tx.all("agents.family", {"agent_id": ctx.actor.agent_id})}
+    seen = family(tx, ctx.actor.agent_id)
     if held.orchestration_id is not None:
         peers = tx.all("agents.peers", {"orchestration_id": held.orchestration_id})
-        seen.update(row["agent_id"] for row in peers)
-    return frozenset(seen)
+        seen = seen.union(row["agent_id"] for row in peers)
+    return seen
+
+
+def visible_runs(tx: Tx, ctx: Context) -> frozenset[str] | None:
+    """The runs the actor can see: its own and those its family started. None means all."""
+    if ctx.actor.kind != "agent":
+        return None
+    own = grants(tx, ctx).orchestration_id
+    rows = tx.all("agents.runs_started", {"family": json.dumps(sorted(family(tx, ctx.actor.agent_id)))})
+    return frozenset(row["orchestration_id"] for row in rows) | ({own} if own is not None else frozenset())
 
 
 def visible_scopes(tx: Tx, ctx: Context) -> frozenset[str] | None:
-    """The agents and the run whose events the actor may see. None means all."""
-    seen = visible(tx, ctx)
-    if seen is None:
-        return None
-    run = grants(tx, ctx).orchestration_id
-    return seen if run is None else seen | {run}
+    """The agents and the runs whose events the actor may see. None means all."""
+    seen, runs = visible(tx, ctx), visible_runs(tx, ctx)
+    return None if seen is None or runs is None else seen | runs
 
 
 def find(tx: Tx, ctx: Context, ref: str) -> Agent:
@@ -101,11 +112,9 @@ def find_below(tx: Tx, ctx: Context, ref: str, *, action: str) -> Agent:
         Refused: the agent is in sight but not below the actor.
     """
     agent = find(tx, ctx, ref)
-    if ctx.actor.kind == "agent":
-        family = {row["agent_id"] for row in tx.all("agents.family", {"agent_id": ctx.actor.agent_id})}
-        if agent.agent_id not in family:
-            raise Refused(
-                f"{ctx.actor} may not {action} {agent.name!r} ({agent.agent_id})",
-                hint="an agent can only do that to itself and to agents it spawned",
-            )
+    if ctx.actor.kind == "agent" and agent.agent_id not in family(tx, ctx.actor.agent_id):
+        raise Refused(
+            f"{ctx.actor} may not {action} {agent.name!r} ({agent.agent_id})",
+            hint="an agent can only do that to itself and to agents it spawned",
+        )
     return agent

@@ -101,15 +101,14 @@ class Conductor:
         return orchestration_of(row)
 
     def find(self, tx: Tx, ctx: Context, orchestration_id: str | None) -> Orchestration:
-        """A run that the actor can see: an agent sees its own only, and need not name it."""
+        """A run that the actor can see: an agent its own, which it need not name, and what its family started."""
         own = reach.grants(tx, ctx).orchestration_id
         if orchestration_id is None:
             if own is None:
                 raise Invalid("orchestration is missing", hint="orchestration_list shows the runs there are")
             return self.get(tx, own)
-        found = self.get(tx, orchestration_id)
-        started_by_actor = found.created_by == str(ctx.actor)
-        if ctx.actor.kind == "agent" and found.orchestration_id != own and not started_by_actor:
+        found, seen = self.get(tx, orchestration_id), reach.visible_runs(tx, ctx)
+        if seen is not None and found.orchestration_id not in seen:
             raise NotFound(f"unknown orchestration {orchestration_id[:80]!r}", hint=f"yours is {own or 'none'}")
         return found
 
@@ -119,9 +118,8 @@ class Conductor:
         """Runs, newest first, and where the next page begins."""
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= MAX_CURSOR_CHARS):
             raise Invalid(f"cursor {cursor[:40]!r} is not one of ours", hint="pass the `cursor` of the last page")
-        visible = None
-        if ctx.actor.kind == "agent":
-            visible = reach.grants(tx, ctx).orchestration_id or ""
+        seen = reach.visible_runs(tx, ctx)
+        visible = None if seen is None else json.dumps(sorted(seen))
         values = {"state": state, "pattern": pattern, "visible": visible, "limit": limit + 1}
         rows = tx.all("orchestrations.page", {**values, "before": int(cursor or sys.maxsize)})
         runs = [orchestration_of(row) for row in rows]

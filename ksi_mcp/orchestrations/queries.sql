@@ -12,7 +12,7 @@ SELECT * FROM orchestration WHERE orchestration_id = :orchestration_id
 -- why: orchestration_list, newest first.
 SELECT * FROM orchestration
 WHERE (:state IS NULL OR state = :state) AND (:pattern IS NULL OR pattern = :pattern)
-  AND (:visible IS NULL OR orchestration_id = :visible)
+  AND (:visible IS NULL OR orchestration_id IN (SELECT value FROM json_each(:visible)))
   AND n < :before
 ORDER BY n DESC LIMIT :limit
 

@@ -68,13 +68,12 @@ async def completion_cancel(call: Call, *, turn: TurnRef, reason: str = "cancell
     def work(tx: Tx) -> Cancelled:
         found = _visible(tx, call, turn)
         actor = call.ctx.actor
-        if actor.kind == "agent" and found.created_by != str(actor):
-            family = {row["agent_id"] for row in tx.all("agents.family", {"agent_id": actor.agent_id})}
-            if found.session_id not in family:
-                raise Refused(
-                    f"{actor} may not cancel turn {found.turn_id}",
-                    hint="an agent cancels its own turns, those of agents it spawned, and those it asked for",
-                )
+        asked_for = actor.kind != "agent" or found.created_by == str(actor)
+        if not asked_for and found.session_id not in reach.family(tx, actor.agent_id):
+            raise Refused(
+                f"{actor} may not cancel turn {found.turn_id}",
+                hint="an agent cancels its own turns, those of agents it spawned, and those it asked for",
+            )
         ended = call.svc.roster.cancel_turn(tx, call.ctx, found, reason=reason[:500])
         if ended is None:
             return Cancelled(turn=found.turn_id, cancelled=False, status=found.state)

@@ -206,6 +206,8 @@ def _plan(
     asked = resolved.document.get("max_depth", call.svc.config.max_depth)
     if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked <= _MAX_DEPTH:
         raise Invalid(f"max_depth of the pattern is {asked!r:.40}", hint=f"a whole number from 1 to {_MAX_DEPTH:,}")
+    if call.ctx.actor.kind == "agent":  # who writes a pattern and starts it must not be who sets that limit
+        asked = min(asked, call.svc.config.max_depth)
     limits = budget.limits() if budget is not None else Limits()
     return StartPlan(
         resolved=resolved,

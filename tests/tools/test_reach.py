@@ -102,3 +102,31 @@ async def test_an_empty_idempotency_key_is_none(open_house) -> None:
         await house.spawn("a")
         turns = [await house.call("agent_send", agent="a", message="on", idempotency_key="") for _ in range(2)]
         assert turns[0]["turn"] != turns[1]["turn"]
+
+
+async def test_an_agent_sees_and_ends_the_run_it_started_and_the_agents_of_it(open_house) -> None:
+    async with open_house() as house:
+        agent = await house.spawn("a", ("base", "messaging", "compositions", "orchestration", "spawn_agents"))
+        other = await house.spawn("b", ("base", "messaging", "orchestration", "spawn_agents"))
+        await act(house, agent, "composition_create", document={**PATTERN, "max_depth": 900})
+        run = await act(house, agent, "orchestration_start", pattern="wide")
+        of_it = {"orchestration": run["orchestration"]}
+        ear = run["agents"][0]["agent"]
+        assert [each["agent"] for each in (await act(house, agent, "orchestration_status", **of_it))["agents"]] == [ear]
+        listed = await act(house, agent, "orchestration_list")
+        assert [each["orchestration"] for each in listed["orchestrations"]] == [run["orchestration"]]
+        assert (await act(house, agent, "agent_send", agent=ear, message="hear"))["turn"]
+        for tool, args in (("orchestration_status", of_it), ("agent_get", {"agent": ear})):
+            with pytest.raises(NotFound, match="unknown"):
+                await act(house, other, tool, **args)
+        assert (await act(house, other, "orchestration_list"))["orchestrations"] == []
+        assert house.rows("SELECT max_depth FROM orchestration") == [(house.app.config.max_depth,)]
+        ended = await act(house, agent, "orchestration_complete", outcome="success", **of_it)
+        assert ended["state"] == "completed"
+
+
+async def test_an_agent_that_names_no_account_sees_its_own(open_house) -> None:
+    async with open_house() as house:
+        agent = await house.spawn("a", ("base",))
+        assert [each["account"] for each in (await act(house, agent, "budget_status"))["accounts"]] == [agent]
+        assert [each["account"] for each in (await house.call("budget_status"))["accounts"]] == ["global"]

@@ -122,6 +122,7 @@ CREATE TABLE orchestration (
     summary          TEXT
 );
 CREATE INDEX orchestration_by_state ON orchestration (state, n);
+CREATE INDEX orchestration_by_creator ON orchestration (created_by);
 
 CREATE TABLE agent (
     n                INTEGER PRIMARY KEY AUTOINCREMENT,
