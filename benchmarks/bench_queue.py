@@ -78,7 +78,7 @@ class QueueRun:
                     await self.bell.wait()
 
     async def claim(self, limit: int) -> list[Turn]:
-        return await self.db.write(lambda tx: self.queues.claim(tx, self.owner, limit=limit))
+        return await self.db.write(lambda tx: self.queues.claim(tx, self.owner, "scripted", limit=limit))
 
     async def produce(self, session: str) -> None:
         draft = TurnDraft(

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PEERS = HERE / "peers"
 MIN_RUNS = 5
 CHILD_TIMEOUT_S = 120.0
 
@@ -85,16 +86,27 @@ class Result:
         return "\n".join([f"== {self.name}", *(line.rstrip() for line in lines), self.setting])
 
 
-Measure = Callable[[int], Result]
+Measure = Callable[..., Result]
+"""`measure(runs, **options)`."""
 
 
 def main(
-    measure: Measure, children: dict[str, Callable[[list[str]], object]] | None = None, *, runs: int = MIN_RUNS
+    measure: Measure,
+    children: dict[str, Callable[[list[str]], object]] | None = None,
+    *,
+    runs: int = MIN_RUNS,
+    least: int = MIN_RUNS,
+    options: dict[str, float] | None = None,
 ) -> None:
-    """Be a script: `[--json] [--runs N]`, or one of its own children. `runs`: without `--runs`."""
+    """Be a script: `[--json] [--runs N]`, or one of its own children. `runs`: without `--runs`.
+
+    `least` is for what takes minutes. `options` are numbers of the script's own, `--name N`, with their defaults.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--runs", type=int, default=runs, help=f"of each side, at least {MIN_RUNS}")
+    parser.add_argument("--runs", type=int, default=runs, help=f"of each side, at least {least}")
+    for name, default in (options or {}).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help="default %(default)s")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
@@ -102,9 +114,9 @@ def main(
         if found is not None:
             print(json.dumps(found), flush=True)
         return
-    if args.runs < MIN_RUNS:
-        parser.error(f"a median wants at least {MIN_RUNS} runs")
-    result = measure(args.runs)
+    if args.runs < least:
+        parser.error(f"a median wants at least {least} runs")
+    result = measure(args.runs, **{name: getattr(args, name) for name in options or {}})
     print(json.dumps(result.as_json()) if args.json else result.as_table(), flush=True)
 
 
@@ -133,41 +145,99 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_child(script: str, *args: str, home: Path) -> Any:
-    """Run a script as one of its children and return what it printed.
+def run_child(script: str, *args: str, home: Path, timeout_s: float = CHILD_TIMEOUT_S) -> Any:
+    """Run a script as one of its children and return what it printed, None if that was nothing.
 
     Raises:
         SystemExit: it failed; its last words are shown.
     """
-    command = [sys.executable, script, "--child", *args]
-    done = subprocess.run(
-        command, env=environment(home), capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False
-    )
+    return _printed([sys.executable, script, "--child", *args], environment(home), timeout_s)
+
+
+def _printed(command: list[str], env: dict[str, str], timeout_s: float) -> Any:
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode:
-        raise SystemExit(f"{Path(script).name} {' '.join(args)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout)
+        said = f"{done.stdout[-1000:]}{done.stderr[-3000:]}"
+        raise SystemExit(f"{' '.join(map(str, command[1:]))} failed with {done.returncode}:\n{said}")
+    return json.loads(done.stdout) if done.stdout.strip() else None
 
 
-def take_turns(runs: int, sides: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
-    """A B A B ...: what disturbs the machine for a while then disturbs every side alike."""
+class Peer:
+    """Something that we are compared with, in an environment of its own under `peers/`, made when first needed.
+
+    `available` is false where its packages cannot be had: then it is left out, and the setting says so.
+    """
+
+    def __init__(self, name: str, *requirements: str) -> None:
+        self.name = name
+        self._requirements = requirements
+        self._python = PEERS / f".env-{name}" / "bin" / "python"
+        self.available = self._made()
+
+    def run(self, part: str, *args: str, home: Path, timeout_s: float = CHILD_TIMEOUT_S) -> Any:
+        """Run `peers/NAME_PART.py` and return what it printed."""
+        return _printed(self.command(part, *args), self.environment(home), timeout_s)
+
+    def command(self, part: str, *args: str) -> list[str]:
+        return [str(self._python), str(PEERS / f"{self.name}_{part}.py"), *args]
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """What it sees: nothing of ours."""
+        return {key: value for key, value in environment(home).items() if key not in ("PYTHONPATH", "KSI_HOME")}
+
+    def __str__(self) -> str:
+        if not self.available:
+            return f"{self.name} could not be installed and is left out"
+        asked = f"from importlib.metadata import version; print('{self.name} ' + version('{self.name}'))"
+        done = subprocess.run([self._python, "-c", asked], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def _made(self) -> bool:
+        if self._python.exists():
+            return True
+        folder = self._python.parent.parent
+        try:
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
+            pip = [self._python, "-m", "pip", "install", "--quiet", *self._requirements]
+            subprocess.run(pip, check=True, capture_output=True)
+        except subprocess.CalledProcessError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
+        return True
+
+
+def take_turns(
+    runs: int, sides: dict[str, Callable[[], Any]], *, fewer: dict[str, int] | None = None
+) -> dict[str, list[Any]]:
+    """A B A B ...: what disturbs the machine for a while then disturbs every side alike. `fewer`: runs of slow ones."""
     found: dict[str, list[Any]] = {name: [] for name in sides}
-    for _ in range(runs):
+    for number in range(runs):
         for name, run in sides.items():
-            found[name].append(run())
+            if number < (fewer or {}).get(name, runs):
+                found[name].append(run())
     return found
 
 
-def rss_mb(pid: int) -> float:
-    """The resident memory of a process, in MiB."""
+def rss_mb(pid: int, *, peak: bool = False) -> float:
+    """The resident memory of a process, in MiB; `peak`: the most that it ever was."""
+    return process_fact(pid, "VmHWM" if peak else "VmRSS") / 1024
+
+
+def process_fact(pid: int, key: str) -> int:
+    """A number of a process's status, such as `VmRSS` in KiB or `Threads`."""
     try:
         status = Path(f"/proc/{pid}/status").read_text("utf-8")
     except OSError:
-        raise SystemExit("resident memory is read from /proc/PID/status, which only Linux has") from None
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1024
+        raise SystemExit("facts of a process are read from /proc/PID/status, which only Linux has") from None
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{key}:"))
+
+
+class Refusal(Exception):
+    """A tool answered with an error."""
 
 
 class StdioServer:
-    """A server's process and as much of an MCP client as it takes to list its tools: the handshake of any version."""
+    """A server's process and as much of an MCP client as it takes: the handshake of any version, lists and calls."""
 
     def __init__(self, command: list[str], home: Path) -> None:
         self._log = (home / "stderr.log").open("w+b")
@@ -175,6 +245,7 @@ class StdioServer:
             command, env=environment(home), cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
         )
         self.pid = self._process.pid
+        self._calls = 2
 
     def __enter__(self) -> Self:
         return self
@@ -200,6 +271,20 @@ class StdioServer:
         self._send({"method": "notifications/initialized"})
         self._send({"id": 2, "method": "tools/list", "params": {}})
         return self._answer(2)
+
+    def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """Call a tool, once the tools were listed; its structured result."""
+        self._calls += 1
+        self._send({"id": self._calls, "method": "tools/call", "params": {"name": tool, "arguments": arguments}})
+        result = json.loads(self._answer(self._calls))["result"]
+        if result.get("isError"):
+            raise Refusal(result["content"][0]["text"])
+        return dict(result["structuredContent"])
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self._process.kill()
+        self._process.wait()
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin

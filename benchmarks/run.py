@@ -2,7 +2,7 @@
 
 Each figure has a script of its own, `bench_NAME.py`, which can be run alone just as well. With `--json` each prints
 one line, `{"name", "figures": {key: number}, "peers": {...}, "setting": "..."}`; names and keys do not change, so
-that figures can be compared over time.
+that figures can be compared over time. Options that are not known here go to the script, if one is named.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 from harness import HERE, ROOT, python_path
 
-NAMES = ("startup", "memory", "tools_list", "queue", "turns")
+NAMES = ("startup", "memory", "tools_list", "queue", "turns", "latency", "idle_agents", "wide", "resume", "overshoot")
 
 
 def main() -> int:
@@ -21,10 +21,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--json", action="store_true", help="one JSON object a name instead of tables")
     parser.add_argument("--runs", type=int, help="runs of each side, at least 5")
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
     if unknown := [name for name in args.names if name not in NAMES]:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    options = [*(["--json"] if args.json else []), *(["--runs", str(args.runs)] if args.runs else [])]
+    if more and len(args.names) != 1:
+        parser.error(f"{' '.join(more)}: options of one benchmark, but not one is named")
+    options = [*more, *(["--json"] if args.json else []), *(["--runs", str(args.runs)] if args.runs else [])]
     failed = 0
     for position, name in enumerate(args.names or NAMES):
         if position and not args.json:

@@ -7,8 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +21,11 @@ from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import limits_of
 from ksi_mcp.budgets.prices import Prices
 from ksi_mcp.clock import Clock, SystemClock
+from ksi_mcp.completions.breaker import Breakers
+from ksi_mcp.completions.latency import Latencies
+from ksi_mcp.completions.limiter import Limits
+from ksi_mcp.completions.liveness import Heartbeat, HungWorkerWatch
+from ksi_mcp.completions.slots import Slots
 from ksi_mcp.completions.turns import TurnRunner
 from ksi_mcp.completions.units import TurnUnits
 from ksi_mcp.completions.worker import Worker
@@ -30,13 +33,18 @@ from ksi_mcp.compositions.files import builtin_root
 from ksi_mcp.compositions.library import Library
 from ksi_mcp.config import Config, Home, load_config
 from ksi_mcp.db import Tx
-from ksi_mcp.db.doorbell import Doorbell
+from ksi_mcp.db.doorbell import Doorbell, clear_away_the_dead
 from ksi_mcp.db.sqlite import SqliteDatabase, open_sqlite
+from ksi_mcp.db.wal import WalKeeper
 from ksi_mcp.decisions.log import DecisionLog
 from ksi_mcp.errors import Conflict, KsiError, StoreError
 from ksi_mcp.events.journal import Journal
+from ksi_mcp.events.retention import Retention
 from ksi_mcp.ids import WorkerId, new_id
+from ksi_mcp.launching import WorkerLauncher
 from ksi_mcp.orchestrations.conductor import Conductor
+from ksi_mcp.orchestrations.monitor import Monitor
+from ksi_mcp.orchestrations.supervision import Supervisor
 from ksi_mcp.permissions import SYSTEM, fresh_context
 from ksi_mcp.providers.registry import ProviderRegistry, settings_of
 from ksi_mcp.queues.model import TakenOver
@@ -53,9 +61,6 @@ POLL_S = 0.25
 """How long another process's commit may go unnoticed where the doorbell does not ring."""
 LOCK_WAIT_S = 2.0
 """A starting worker waits so long for the lock: a mere look at it must not turn it away."""
-LAUNCH_S = 10.0
-"""A worker process that has not taken the lock by then is taken to have failed."""
-LAUNCH_LOOK_S = 0.1
 LONGEST_NAP_S = 5.0
 """The pumps look this often even if they heard nothing."""
 IDLE_LOOK_S = 0.5
@@ -63,6 +68,7 @@ _DELAYED_BATCH = 100
 _FIRE_S = 5.0
 """A delayed command that waits for others longer than this is left: the others are due as well."""
 _SWEEP_S = 30.0
+_WORKING = ("ksi-worker", "ksi-router", "ksi-delayed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +95,9 @@ class App:
         self._options = options or AppOptions()
         self._clock = clock or SystemClock()
         self._lock = FileLock(home.worker_lock)
+        self._launcher = WorkerLauncher(
+            home, self._clock, idle_s=self.config.worker.idle_s, project=self._options.project
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self.services: Services
         self.toolbox: Toolbox
@@ -146,20 +155,30 @@ class App:
             decisions=DecisionLog(journal, library),
             router=router,
             conductor=Conductor(journal, library, roster, router, ledger),
+            supervisor=Supervisor(journal, queues, roster, router, config.supervision),
             registry=ProviderRegistry(settings_of(config, self.home.root), clock, environ),
             prices=Prices(config.prices),
         )
+        self.services.supervisor.listen()
+        self.services.conductor.listen()
         self.toolbox = Toolbox(self.services, ALL_TOOLS)
-        units = TurnUnits(journal, queues, roster, ledger)
-        runner = TurnRunner(journal, units, self.toolbox, self.services.prices, self.services.registry.get)
+        units = TurnUnits(journal, queues, roster, ledger, Breakers(journal))
+        slots, latencies = Slots(Limits(clock, ceiling=config.in_flight), clock), Latencies()
+        prices, get_provider = self.services.prices, self.services.registry.get
+        worker_id, beat_s = WorkerId(new_id("w")), config.worker.beat_s
+        self._heartbeat = Heartbeat(journal, worker_id, every_s=beat_s, lost=self._stop_working)
+        self._watch = HungWorkerWatch(journal, clock, hung_s=config.worker.hung_s, held=self._launcher.lives)
+        self.monitor = Monitor(journal, config.monitor)
         self.worker = Worker(
             journal,
             queues,
             units,
-            runner,
-            worker_id=WorkerId(new_id("w")),
+            TurnRunner(journal, units, self.toolbox, prices, get_provider, slots=slots, latencies=latencies),
+            slots=slots,
+            worker_id=worker_id,
             concurrency=config.worker.concurrency,
         )
+        self.retention = Retention(journal, config.retention)
         self._doorbell = Doorbell(self.home.root)
         db.on_commit(lambda _notes: self._doorbell.ring())
 
@@ -169,14 +188,19 @@ class App:
         await services.journal.commit(lambda tx: services.ledger.open_global(tx, limits))
         self._doorbell.open(services.journal.rung)
         self._spawn(self._poll(), "ksi-poll")
+        self._spawn(WalKeeper(self.home.database).run(), "ksi-wal")
         if self._options.worker == "inside":
+            await self._heartbeat.begin()
             taken = await self.worker.take_over()
             if taken:
                 logger.warning("took over %d turns that a lost worker left running", taken)
             await services.decisions.write_missing()
-            self._spawn(self.worker.run(), "ksi-worker")
-            self._spawn(self._route(), "ksi-router")
-            self._spawn(self._fire_delayed(), "ksi-delayed")
+            self._spawn(self._heartbeat.run(), "ksi-heartbeat")
+            for work, name in zip((self.worker.run(), self._route(), self._fire_delayed()), _WORKING, strict=True):
+                self._spawn(work, name)
+            self._spawn(self.monitor.run(), "ksi-monitor")
+            self._spawn(self.retention.run(), "ksi-retention")
+            self._spawn(asyncio.to_thread(clear_away_the_dead), "ksi-clear-away")
         elif self._options.worker == "detached":
             self._spawn(self._keep_worker(), "ksi-keep-worker")
 
@@ -196,6 +220,12 @@ class App:
 
     def _spawn(self, work: Any, name: str) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))
+
+    def _stop_working(self) -> None:
+        """Another worker has taken over: this one claims, routes and fires nothing any more."""
+        for task in self._tasks:
+            if task.get_name() in _WORKING:
+                task.cancel()
 
     # -------------------------------------------------------------------------------- the pumps
 
@@ -297,27 +327,17 @@ class App:
 
     async def _keep_worker(self) -> None:
         """See to it that a worker process lives while there is something to do."""
-        bell, launching = self._new_bell(), FileLock(self.home.launch_lock)
+        bell = self._new_bell()
         while True:
             bell.clear()
-            if await self.unfinished():
-                with contextlib.suppress(Timeout):
-                    launching.acquire(timeout=0)  # also to look: a look holds the worker's lock for a moment
-                    try:
-                        await self._start_worker()
-                    finally:
-                        launching.release()
-            await _nap(bell, LONGEST_NAP_S)
-
-    async def _start_worker(self) -> None:
-        """Start one and see it take the lock; where it fails to, the next look tries again."""
-        if self.worker_lives():
-            return
-        self._launch()
-        until_s = self._clock.monotonic_s() + LAUNCH_S
-        # No event of this loop says that another process has taken a lock.
-        while not self.worker_lives() and self._clock.monotonic_s() < until_s:  # noqa: ASYNC110
-            await asyncio.sleep(LAUNCH_LOOK_S)
+            try:
+                if await self.unfinished():
+                    await self._watch.look()
+                    if failed := await self._launcher.ensure():
+                        logger.error("the worker process could not be started: %s", failed)
+            except Exception:  # nobody else would start one
+                logger.exception("the worker process could not be looked after; trying again")
+            await _nap(bell, min(LONGEST_NAP_S, self._watch.look_s))
 
     async def unfinished(self) -> bool:
         """Whether there are turns to run, events to route, delayed events to fire, or lost calls to settle."""
@@ -334,27 +354,7 @@ class App:
 
     def worker_lives(self) -> bool:
         """Whether some process holds the worker lock of this data folder."""
-        if self._lock.is_locked:
-            return True
-        look = FileLock(self.home.worker_lock)
-        try:
-            look.acquire(timeout=0)
-        except Timeout:
-            return True
-        look.release()
-        return False
-
-    def _launch(self) -> None:
-        """Start a worker of its own: it outlives this process, and ends when it has had nothing to do for a while."""
-        self.home.logs.mkdir(exist_ok=True, mode=0o700)
-        command = [sys.executable, "-m", "ksi_mcp", "worker", "--home", str(self.home.root)]
-        command += ["--until-idle", f"{self.config.worker.idle_s:g}"]
-        if self._options.project is not None:
-            command += ["--project", str(self._options.project)]
-        with (self.home.logs / "worker.log").open("ab") as log:
-            subprocess.Popen(  # noqa: S603  our own interpreter and module, a folder and a number
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
-            )
+        return self._lock.is_locked or self._launcher.lives()
 
     async def run_until_idle(self, idle_s: float | None) -> None:
         """Return once there has been nothing to do for `idle_s` seconds; never, without it.
@@ -378,6 +378,7 @@ class App:
                     if not await self.unfinished():
                         return
                     self._take_lock()
+                    await self.worker.take_over()  # another one may have been at work in between
 
 
 def _make_private(database: Path) -> None:

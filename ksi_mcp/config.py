@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +30,10 @@ class WorkerConfig(_Strict):
 
     concurrency: int = Field(default=64, ge=1, le=10_000, description="turns at work at once")
     idle_s: float = Field(default=60, ge=0, le=86_400, description="a worker without work ends after so many seconds")
+    beat_s: float = Field(default=5, gt=0, le=3600, description="a worker gives a sign of life this often")
+    hung_s: float = Field(
+        default=60, gt=0, le=86_400, description="one that gives none for so long is killed and replaced"
+    )
 
 
 class BudgetConfig(_Strict):
@@ -56,12 +60,61 @@ class AnthropicConfig(_Strict):
 
     base_url: str | None = None
     api_key_env: str = "ANTHROPIC_API_KEY"
+    in_flight: int = Field(default=64, ge=1, le=10_000, description="calls under way at once; fewer while it refuses")
 
 
 class ScriptedConfig(_Strict):
     """Where the scripted provider finds its replies: a YAML file, relative to the data folder."""
 
     script: str | None = None
+
+
+class KeptEvents(_Strict):
+    """How many events are kept; what passes any of these goes, oldest first. `null`: without limit."""
+
+    days: float | None = Field(default=30, ge=0, le=100_000, description="events older than this go")
+    count: int | None = Field(default=1_000_000, ge=0, description="the oldest of more events than this go")
+    megabytes: float | None = Field(default=1024, ge=0, description="the oldest events beyond this go")
+
+
+class KeptTurns(_Strict):
+    """How many finished turns are kept, with their answers and tool results; as with events."""
+
+    days: float | None = Field(default=90, ge=0, le=100_000, description="turns that ended before this go")
+    count: int | None = Field(default=1_000_000, ge=0, description="the oldest of more turns than this go")
+    megabytes: float | None = Field(default=4096, ge=0, description="the oldest turns beyond this go")
+
+
+class RetentionConfig(_Strict):
+    """What is kept and for how long. What a living agent, an open run or a checkpoint needs stays in any case."""
+
+    events: KeptEvents = KeptEvents()
+    turns: KeptTurns = KeptTurns()
+    audit_days: float | None = Field(
+        default=None, ge=0, le=100_000, description="changes of rules, spend, decisions, refusals; null: for ever"
+    )
+    idempotency_days: float = Field(default=7, ge=0, le=100_000, description="a repeated call is known so long")
+    checkpoints: int = Field(
+        default=20, ge=1, le=10_000, description="newest of each run, automatic ones and others apart"
+    )
+
+
+class SupervisionConfig(_Strict):
+    """What happens to a prompt whose turn was lost for good, unless its agent's composition says otherwise."""
+
+    policy: Literal["none", "retry", "respawn", "redistribute", "escalate"] = "none"
+    max_rescues: int = Field(default=2, ge=0, le=100, description="how often one prompt is taken up again")
+    max_respawns: int = Field(default=3, ge=0, le=100, description="successors in a row that finished no turn")
+
+
+class MonitorConfig(_Strict):
+    """When the worker says that something is wrong; `null`: it does not look for that."""
+
+    every_s: float = Field(default=5, gt=0, le=3600, description="how often it looks")
+    backlog: int | None = Field(default=None, ge=1, description="so many waiting turns are a backlog")
+    timeout_rate: float | None = Field(default=None, gt=0, le=1, description="so many of the ended turns timed out")
+    window_s: float = Field(default=300, ge=1, le=86_400, description="what the rate is counted over")
+    stuck_s: float | None = Field(default=60, ge=0, le=86_400, description="a turn is stuck so long after its deadline")
 
 
 class Config(_Strict):
@@ -74,11 +127,18 @@ class Config(_Strict):
     agents: AgentConfig = AgentConfig()
     anthropic: AnthropicConfig = AnthropicConfig()
     scripted: ScriptedConfig = ScriptedConfig()
+    retention: RetentionConfig = RetentionConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+    monitor: MonitorConfig = MonitorConfig()
     prices: dict[str, Any] = Field(default_factory=dict, description="USD per million tokens, by model, or `free`")
     max_depth: int = Field(
         default=256, ge=1, le=100_000, description="turns since the first cause, unless a pattern says"
     )
     log_level: str = "WARNING"
+
+    def in_flight(self, provider: str) -> int | None:
+        """How many calls may be under way at a provider; None: as many as there are turns at work."""
+        return self.anthropic.in_flight if provider == "anthropic" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +176,11 @@ class Home:
     def logs(self) -> Path:
         """What detached processes write."""
         return self.root / "logs"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the detached worker says."""
+        return self.logs / "worker.log"
 
     @property
     def token(self) -> Path:

@@ -13,6 +13,7 @@ from ksi_mcp.config import Config
 from ksi_mcp.decisions.log import DecisionLog
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.orchestrations.conductor import Conductor
+from ksi_mcp.orchestrations.supervision import Supervisor
 from ksi_mcp.providers.registry import ProviderRegistry
 from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.routing.router import Router
@@ -32,5 +33,6 @@ class Services:
     decisions: DecisionLog
     router: Router
     conductor: Conductor
+    supervisor: Supervisor
     registry: ProviderRegistry
     prices: Prices

@@ -15,7 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ksi_mcp"
 CODE_FOLDERS = ("ksi_mcp", "tests", "scripts", "benchmarks")
 MODULES = sorted(PACKAGE.rglob("*.py"))
-CODE = sorted(path for folder in CODE_FOLDERS for path in (ROOT / folder).rglob("*.py"))
+CODE = sorted(
+    path
+    for folder in CODE_FOLDERS
+    for path in (ROOT / folder).rglob("*.py")
+    if not any(part.startswith(".env-") for part in path.parts)  # what benchmarks compare with
+)
 SQL = sorted(PACKAGE.rglob("*.sql"))
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from ksi_mcp.providers.base import Answer, Block, Message, ToolResult, ToolUse
+from ksi_mcp.providers.base import Answer, Block, Message, Role, ToolResult, ToolUse
+
+PER_MESSAGE_TOKENS: Final = 16
+"""What a provider wraps around a message or a tool call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,8 @@ class Round:
     tool_uses: tuple[ToolUse, ...]
     stop_reason: str
     results: dict[int, StoredResult]
+    note: str | None = None
+    """What the model was told after it."""
 
     @property
     def complete(self) -> bool:
@@ -37,12 +42,36 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastTurn:
-    """A prompt and the rounds that answered it."""
+    """A prompt and the rounds that answered it, with what was put into the conversation at that place."""
 
     turn_id: str
     prompt: str
     rounds: tuple[Round, ...]
     at_ms: int
+    before: tuple[str, ...] = ()
+    """Said to the model before the prompt."""
+    after: tuple[str, ...] = ()
+    system: tuple[str, ...] = ()
+    """Added to the system prompt of this turn only."""
+    answer: str | None = None
+    """The final word, if somebody else than the model gave it."""
+    answered_by: str | None = None
+    _messages: tuple[Message, ...] | None = field(default=None, init=False, compare=False, repr=False)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turn as the model saw it; made once, since each round of a later turn shows it again."""
+        if self._messages is None:
+            object.__setattr__(self, "_messages", tuple(messages_of(self)))
+        assert self._messages is not None  # noqa: S101  set above
+        return self._messages
+
+    @property
+    def reply(self) -> str:
+        """What was answered in the end."""
+        if self.answer is not None:
+            return self.answer
+        return self.rounds[-1].text if self.rounds else ""
 
 
 def plain(text: str) -> str:
@@ -74,32 +103,72 @@ def round_of(number: int, stored: str, results: dict[int, StoredResult]) -> Roun
 
 
 def messages_of(turn: PastTurn) -> list[Message]:
-    """A turn as the model saw it. Tool calls without a stored result are answered as not run."""
-    messages = [Message(role="user", blocks=(turn.prompt,))]
-    for item in turn.rounds:
-        said: tuple[Block, ...] = ((item.text,) if item.text.strip() else ()) + item.tool_uses
-        if not said:
-            continue
-        messages.append(Message(role="assistant", blocks=said))
-        if item.tool_uses:
-            messages.append(Message(role="user", blocks=tuple(_result(item, i) for i in range(len(item.tool_uses)))))
+    """A turn as the model saw it. Tool calls without a stored result are answered as not run.
+
+    A reply that was not taken is followed by the note that says why. An answer that somebody else gave stands
+    in the place of the model's last reply.
+    """
+    messages = [Message(role="user", blocks=(*turn.before, turn.prompt, *turn.after))]
+    last = len(turn.rounds) - 1
+    for place, item in enumerate(turn.rounds):
+        replaced = turn.answer is not None and place == last and not item.tool_uses and item.note is None
+        if not replaced:
+            _say(messages, "assistant", ((item.text,) if item.text.strip() else ()) + item.tool_uses)
+        told: tuple[Block, ...] = tuple(_result(item, i) for i in range(len(item.tool_uses)))
+        _say(messages, "user", told if item.note is None else (*told, item.note))
+    if turn.answer is not None and turn.answer.strip():
+        _say(messages, "assistant", (turn.answer,))
     return messages
 
 
-def conversation(earlier: Sequence[PastTurn], *, limit: int) -> list[Message]:
-    """The newest whole turns that fit into `limit` messages, oldest first."""
-    kept: list[list[Message]] = []
-    room = limit
+def conversation(earlier: Sequence[PastTurn], *, limit: int, max_tokens: int | None = None) -> list[Message]:
+    """The newest whole turns that fit into `limit` messages and into `max_tokens` (see `tokens_bound`), oldest first.
+
+    The first turn that does not fit ends it: what is shown has no gap.
+    """
+    kept: list[tuple[Message, ...]] = []
+    room, tokens = limit, max_tokens
     for turn in reversed(earlier):
-        messages = messages_of(turn)
+        messages = turn.messages
         # A history must end with the model's word, or the next prompt would be glued to an old one.
         if messages[-1].role != "assistant":
             continue
         if len(messages) > room:
             break
+        if tokens is not None and (tokens := tokens - tokens_bound(messages)) < 0:
+            break
         room -= len(messages)
         kept.append(messages)
     return [message for messages in reversed(kept) for message in messages]
+
+
+def tokens_bound(messages: Sequence[Message]) -> int:
+    """An upper bound of the tokens of messages: a byte-pair token stands for at least one byte."""
+    total = PER_MESSAGE_TOKENS * len(messages)
+    for message in messages:
+        for block in message.blocks:
+            if isinstance(block, str):
+                total += byte_size(block)
+            elif isinstance(block, ToolUse):
+                total += PER_MESSAGE_TOKENS + byte_size(block.id) + byte_size(block.name)
+                total += byte_size(json.dumps(block.input, ensure_ascii=False))
+            else:
+                total += PER_MESSAGE_TOKENS + byte_size(block.tool_use_id) + byte_size(block.content)
+    return total
+
+
+def byte_size(text: str) -> int:
+    """Bytes of a text in UTF-8; most texts are ASCII, and Python knows that without looking."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _say(messages: list[Message], role: Role, blocks: tuple[Block, ...]) -> None:
+    """Add a message; roles alternate, so what the same side says next belongs to the same message."""
+    if not blocks:
+        return
+    if messages[-1].role == role:
+        blocks = (*messages.pop().blocks, *blocks)
+    messages.append(Message(role=role, blocks=blocks))
 
 
 def _result(item: Round, index: int) -> ToolResult:

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ksi_mcp.agents.policy import policy_of
 from ksi_mcp.budgets.model import Limits
 from ksi_mcp.db import Row
 from ksi_mcp.errors import Invalid, Refused
@@ -14,7 +15,7 @@ from ksi_mcp.ids import AgentId
 from ksi_mcp.permissions import AGENT_CAPABILITIES
 
 AgentLife = Literal["active", "terminated", "failed"]
-AgentStatus = Literal["idle", "busy", "terminated", "failed"]
+AgentStatus = Literal["idle", "busy", "suspended", "terminated", "failed"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MAX_SYSTEM_CHARS = 200_000
@@ -30,6 +31,17 @@ class AgentSettings:
     effort: str | None = None
     timeout_s: float | None = None
     context_messages: int = 200
+    context_tokens: int | None = None
+    """At most so many tokens of history, as far as they can be bounded by counting bytes."""
+    fallback: tuple[str, ...] = ()
+    """Models asked instead while the first choice fails: `model` or `provider:model`."""
+    cache: str | None = None
+    """`exact`: a request that was answered before is not bought again."""
+    expect: dict[str, Any] | None = None
+    """What every reply must be like."""
+    supervision: str | dict[str, Any] | None = None
+    """What happens when a turn is lost for good: none, retry, respawn, redistribute, escalate; or a mapping of
+    `on_failure` (one of these) and `max` (how often). None: what the configuration says."""
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -39,6 +51,9 @@ class AgentSettings:
         ):
             if not 1 <= value <= most:
                 raise Invalid(f"{name} is {value}", hint=f"it goes from 1 to {most:,}")
+        object.__setattr__(self, "fallback", tuple(self.fallback))  # JSON has lists only
+        if self.supervision is not None:
+            policy_of(self.supervision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +93,21 @@ class Agent:
     last_active_ms: int
     pending: int
     """Turns of its session that have not ended."""
+    suspended: bool = False
+    """Its run is: it takes messages, and no turn of it starts."""
+    draining: bool = False
+    """It takes no more messages and ends with its last turn."""
+    successor_id: str | None = None
+    respawns: int = 0
+    """How many stood before it in its place."""
 
     @property
     def status(self) -> AgentStatus:
-        """`idle` or `busy` while it lives."""
+        """`idle` or `busy` while it lives, `suspended` while its run is."""
         if self.life != "active":
             return self.life
+        if self.suspended:
+            return "suspended"
         return "busy" if self.pending else "idle"
 
 
@@ -153,4 +177,8 @@ def agent_of(row: Row) -> Agent:
         created_at_ms=row["created_at_ms"],
         last_active_ms=row["last_active_ms"],
         pending=row["pending"],
+        suspended=bool(row["suspended"]),
+        draining=bool(row["draining"]),
+        successor_id=row["successor_id"],
+        respawns=row["respawns"],
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ksi_mcp.agents import reach, store
 from ksi_mcp.agents.history import PastTurn
+from ksi_mcp.agents.injections import release_injections
 from ksi_mcp.agents.model import (
     MAX_MESSAGE_CHARS,
     MAX_SYSTEM_CHARS,
@@ -57,6 +59,10 @@ class Delivery:
     timeout_s: float | None = None
     op_class: OpClass = "analysis"
     priority: int = 0
+    """`INJECTED` goes before what waits already."""
+    expect: str | None = None
+    """JSON: what the reply must be like, checked already; None: what the agent's settings say."""
+    cache: Literal["exact"] | None = None
 
 
 class Roster:
@@ -159,7 +165,8 @@ class Roster:
         if run is None:
             raise NotFound(f"unknown orchestration {orchestration_id[:80]!r}", hint="orchestration_list shows them")
         if run["state"] != "running":
-            raise Conflict(f"orchestration {orchestration_id} is {run['state']}", hint="start a new one")
+            hint = "resume it first" if run["state"] == "suspended" else "start a new one"
+            raise Conflict(f"orchestration {orchestration_id} is {run['state']}", hint=hint)
         if len(tx.all("agents.live_in_orchestration", {"orchestration_id": orchestration_id})) >= MAX_AGENTS_PER_RUN:
             raise Exhausted(f"orchestration {orchestration_id} has {MAX_AGENTS_PER_RUN:,} agents, the most it can have")
 
@@ -169,11 +176,16 @@ class Roster:
         """Put a message into an agent's session; it becomes a turn.
 
         Raises:
-            Conflict: the agent has ended.
+            Conflict: the agent has ended, or is about to.
             Refused: the chain of causes is as long as it may get.
         """
         if agent.life != "active":
             raise Conflict(f"agent {agent.name!r} is {agent.life}", hint="agent_list(status='active') shows the living")
+        if agent.draining:
+            raise Conflict(
+                f"agent {agent.name!r} is draining: it ends with its last turn and takes no more messages",
+                hint="send to another agent, or spawn one under another name",
+            )
         if not message.strip():
             raise Invalid("the message is empty")
         if len(message) > MAX_MESSAGE_CHARS:
@@ -202,6 +214,8 @@ class Roster:
                 timeout_s=how.timeout_s,
                 op_class=how.op_class,
                 priority=how.priority,
+                expect=how.expect,
+                cache=how.cache,
             ),
         )
         facts = {"turn": turn.turn_id, "agent": agent.agent_id, "agent_name": agent.name, "from": str(ctx.actor)}
@@ -253,8 +267,9 @@ class Roster:
                 "orchestration_id": wanted.orchestration_id,
                 "parent_id": wanted.parent_id,
                 "composition": None if wanted.composition is None else _prefix(wanted.composition) + "@%",
-                "life": {"idle": "active", "busy": "active"}.get(wanted.status or "", wanted.status),
+                "life": "active" if wanted.status in ("idle", "busy", "suspended") else wanted.status,
                 "busy": {"idle": 0, "busy": 1}.get(wanted.status or ""),
+                "suspended": {"idle": 0, "busy": 0, "suspended": 1}.get(wanted.status or ""),
                 "capabilities": json.dumps(wanted.capabilities) if wanted.capabilities else None,
                 "visible": None if seen is None else json.dumps(sorted(seen)),
                 "after": int(cursor or 0),
@@ -301,10 +316,17 @@ class Roster:
         turn = self._queues.cancel(tx, turn_id, reason=reason)
         if turn is None:
             return None
-        facts = {"turn": turn_id, "agent": agent.agent_id, "agent_name": agent.name, "reason": reason}
+        release_injections(tx, turn_id)
+        facts: dict[str, object] = {
+            "turn": turn_id,
+            "agent": agent.agent_id,
+            "agent_name": agent.name,
+            "reason": reason,
+        }
         because = replace(ctx, cause_id=f"turn:{turn_id}")
         run = agent.orchestration_id
-        self._journal.record(tx, "completion:cancelled", facts, because, agent_id=agent.agent_id, orchestration_id=run)
+        told = {**facts, "attempt": turn.attempt}
+        self._journal.record(tx, "completion:cancelled", told, because, agent_id=agent.agent_id, orchestration_id=run)
         if turn.reply_event is not None:  # whoever gathers replies must hear of this one, too
             reply = {**facts, "status": turn.state, "text": ""}
             # Its name was chosen by whoever sent the message: it comes from the agent that was asked, never from

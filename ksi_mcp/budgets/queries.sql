@@ -1,13 +1,31 @@
 -- open
 -- why: every agent and every run gets its node when it is made.
-INSERT INTO account (account_id, parent_id, limit_usd_micros, limit_tokens, limit_turns)
-VALUES (:account_id, :parent_id, :usd_micros, :tokens, :turns)
+INSERT INTO account (account_id, parent_id, limit_usd_micros, limit_tokens, limit_turns, limit_seconds, policy,
+                     opened_at_ms)
+VALUES (:account_id, :parent_id, :usd_micros, :tokens, :turns, :seconds, :policy, :now_ms)
 ON CONFLICT (account_id) DO NOTHING
 
+-- configure
+-- why: a changed configuration sets the limits of the root; one that says the same leaves what was set since.
+UPDATE account SET limit_usd_micros = :usd_micros, limit_tokens = :tokens, limit_turns = :turns,
+                   limit_seconds = :seconds, configured = :configured,
+                   opened_at_ms = COALESCE(opened_at_ms, :now_ms)
+WHERE account_id = :account_id AND configured IS NOT :configured
+
 -- set_limits
--- why: the operator changes what may be spent.
-UPDATE account SET limit_usd_micros = :usd_micros, limit_tokens = :tokens, limit_turns = :turns
+-- why: what may be spent is changed; time limits of an account that does not know its age count from now.
+UPDATE account SET limit_usd_micros = :usd_micros, limit_tokens = :tokens, limit_turns = :turns,
+                   limit_seconds = :seconds, policy = :policy, closed = :closed,
+                   opened_at_ms = COALESCE(opened_at_ms, :now_ms)
 WHERE account_id = :account_id
+
+-- notified
+-- why: the highest threshold that was reported, so that each is reported once.
+UPDATE account SET notified = :percent WHERE account_id = :account_id
+
+-- add_pause
+-- why: time in which a run was suspended is not its own.
+UPDATE account SET paused_ms = paused_ms + :paused_ms WHERE account_id IN (SELECT value FROM json_each(:account_ids))
 
 -- one
 -- why: the state of an account, to show it.
@@ -22,6 +40,34 @@ WITH RECURSIVE up (account_id, parent_id, distance) AS (
 )
 SELECT account.* FROM up JOIN account USING (account_id) ORDER BY up.distance DESC
 
+-- below
+-- why: an account and all that draw on it.
+WITH RECURSIVE down (account_id) AS (
+    SELECT account_id FROM account WHERE account_id = :account_id
+    UNION ALL
+    SELECT a.account_id FROM account a JOIN down ON a.parent_id = down.account_id
+)
+SELECT account_id FROM down
+
+-- room
+-- why: in one look, leaf first: who has to agree to a reservation, whether a limit stands in the way, what time is left.
+WITH RECURSIVE up (account_id, parent_id, refuses, ms_left) AS (
+    SELECT a.account_id, a.parent_id,
+           a.closed OR (:usd_micros > 0 AND a.spent_usd_micros + a.reserved_usd_micros + :usd_micros > a.limit_usd_micros)
+           OR (:tokens > 0 AND a.spent_tokens + a.reserved_tokens + :tokens > a.limit_tokens)
+           OR (:turns > 0 AND a.spent_turns + :turns > a.limit_turns),
+           a.limit_seconds * 1000 - MAX(:now_ms - a.opened_at_ms - a.paused_ms, 0)
+    FROM account a WHERE a.account_id = :account_id
+    UNION ALL
+    SELECT a.account_id, a.parent_id,
+           a.closed OR (:usd_micros > 0 AND a.spent_usd_micros + a.reserved_usd_micros + :usd_micros > a.limit_usd_micros)
+           OR (:tokens > 0 AND a.spent_tokens + a.reserved_tokens + :tokens > a.limit_tokens)
+           OR (:turns > 0 AND a.spent_turns + :turns > a.limit_turns),
+           a.limit_seconds * 1000 - MAX(:now_ms - a.opened_at_ms - a.paused_ms, 0)
+    FROM up JOIN account a ON a.account_id = up.parent_id
+)
+SELECT account_id, refuses, ms_left FROM up
+
 -- reserve
 -- why: sets the amount aside in the whole path at once.
 UPDATE account SET reserved_usd_micros = reserved_usd_micros + :usd_micros,
@@ -29,9 +75,9 @@ UPDATE account SET reserved_usd_micros = reserved_usd_micros + :usd_micros,
 WHERE account_id IN (SELECT value FROM json_each(:path))
 
 -- hold
--- why: the reservation as a thing of its own, settled exactly once.
-INSERT INTO hold (hold_id, account_id, turn_id, state, reserved_usd_micros, reserved_tokens)
-VALUES (:hold_id, :account_id, :turn_id, 'reserved', :usd_micros, :tokens)
+-- why: the reservation as a thing of its own, settled exactly once, in the accounts it was made in.
+INSERT INTO hold (hold_id, account_id, turn_id, state, reserved_usd_micros, reserved_tokens, path)
+VALUES (:hold_id, :account_id, :turn_id, :state, :usd_micros, :tokens, :path)
 
 -- mark_sent
 -- why: from here on the call may have left, and the hold can only be settled.
@@ -42,15 +88,24 @@ UPDATE hold SET state = 'sent' WHERE hold_id = :hold_id AND state = 'reserved'
 UPDATE hold SET state = :state, cost_usd_micros = COALESCE(:usd_micros, reserved_usd_micros),
                 cost_tokens = COALESCE(:tokens, reserved_tokens), uncertain = :uncertain
 WHERE hold_id = :hold_id AND state IN ('reserved', 'sent') AND (state = 'reserved' OR :state <> 'released')
-RETURNING account_id, reserved_usd_micros, reserved_tokens
+RETURNING account_id, reserved_usd_micros, reserved_tokens, path
 
 -- book
--- why: what was set aside goes, what it cost comes, in the whole path at once.
+-- why: what was set aside goes, what it cost comes, in the whole path at once; 1 where a threshold not yet reported is reached.
 UPDATE account SET reserved_usd_micros = reserved_usd_micros - :reserved_usd_micros,
                    reserved_tokens = reserved_tokens - :reserved_tokens,
                    spent_usd_micros = spent_usd_micros + :usd_micros, spent_tokens = spent_tokens + :tokens,
                    closed = CASE WHEN account_id = :account_id THEN MAX(closed, :closed) ELSE closed END
 WHERE account_id IN (SELECT value FROM json_each(:path))
+RETURNING notified < 100 AND (
+    (limit_usd_micros > 0 AND spent_usd_micros * 100
+        >= CASE notified WHEN 0 THEN 50 WHEN 50 THEN 80 ELSE 100 END * limit_usd_micros)
+    OR (limit_tokens > 0 AND spent_tokens * 100
+        >= CASE notified WHEN 0 THEN 50 WHEN 50 THEN 80 ELSE 100 END * limit_tokens)
+    OR (limit_turns > 0 AND spent_turns * 100
+        >= CASE notified WHEN 0 THEN 50 WHEN 50 THEN 80 ELSE 100 END * limit_turns)
+    OR (limit_seconds > 0 AND (:now_ms - opened_at_ms - paused_ms)
+        >= CASE notified WHEN 0 THEN 50 WHEN 50 THEN 80 ELSE 100 END * limit_seconds * 10)) AS due
 
 -- open_holds
 -- why: what a turn left behind when its worker died.
@@ -61,3 +116,27 @@ WHERE turn_id = :turn_id AND state IN ('reserved', 'sent')
 -- why: holds of turns that nobody runs any more; found once when a worker starts.
 SELECT hold.hold_id, hold.state, hold.turn_id FROM hold JOIN turn USING (turn_id)
 WHERE hold.state IN ('reserved', 'sent') AND turn.state <> 'running'
+
+-- spend
+-- why: where the money went, by whatever the report is grouped by; dearest first, days from the newest.
+SELECT CASE :group_by WHEN 'agent' THEN t.session_id
+                      WHEN 'model' THEN c.provider || ':' || c.model
+                      WHEN 'orchestration' THEN COALESCE(t.orchestration_id, '')
+                      WHEN 'day' THEN date(c.sent_at_ms / 1000, 'unixepoch')
+                      ELSE '' END AS label,
+       COUNT(DISTINCT c.turn_id) AS turns, COUNT(*) AS calls,
+       COUNT(*) FILTER (WHERE c.reused_from IS NOT NULL) AS reused,
+       COUNT(*) FILTER (WHERE c.state = 'sent') AS under_way,
+       COALESCE(SUM(c.input_tokens), 0) AS input_tokens, COALESCE(SUM(c.output_tokens), 0) AS output_tokens,
+       COALESCE(SUM(c.cache_tokens), 0) AS cache_tokens,
+       COALESCE(SUM(c.cost_usd_micros) FILTER (WHERE c.state <> 'uncertain'), 0) AS usd_micros,
+       COUNT(*) FILTER (WHERE c.state = 'uncertain') AS uncertain_calls,
+       COALESCE(SUM(c.cost_usd_micros) FILTER (WHERE c.state = 'uncertain'), 0) AS uncertain_usd_micros
+FROM provider_call c JOIN turn t ON t.turn_id = c.turn_id
+WHERE (:orchestration_id IS NULL OR t.orchestration_id = :orchestration_id)
+  AND (:since_ms IS NULL OR c.sent_at_ms >= :since_ms)
+  AND (:agents IS NULL OR t.session_id IN (SELECT value FROM json_each(:agents)))
+GROUP BY label
+ORDER BY CASE WHEN :group_by = 'day' THEN label END DESC,
+         COALESCE(SUM(c.cost_usd_micros), 0) DESC, label
+LIMIT :limit

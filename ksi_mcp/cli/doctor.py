@@ -6,7 +6,9 @@ import asyncio
 import json
 import platform
 import sys
+from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,11 +17,17 @@ from pydantic import BaseModel
 from ksi_mcp import __version__
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
-from ksi_mcp.config import Config, find_home
+from ksi_mcp.config import Config, Home, find_home, load_config
 from ksi_mcp.db import Tx
 from ksi_mcp.db.migrate import migrations
+from ksi_mcp.db.sizes import measure
 from ksi_mcp.db.sqlite import SQLITE_VERSION
+from ksi_mcp.errors import KsiError
+from ksi_mcp.events.retention import Retention
+from ksi_mcp.launching import last_error
 
+MEASURE_S = 4.0
+"""What takes long on a large store is given up after so long."""
 PACKAGES = ("mcp", "anthropic", "pydantic", "aiosqlite", "genai-prices", "starlette", "uvicorn", "typer", "rich")
 
 
@@ -29,7 +37,7 @@ def command(
     settings: Annotated[bool, typer.Option("--settings", help="List every setting of config.yaml instead.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is installed, what the data folder holds, which providers answer, and what is missing.
+    """Say what is installed, what the data folder holds and how large it is, which providers answer, what is missing.
 
     Exits with 1 if something essential is missing. Nothing goes over the network.
     """
@@ -38,40 +46,80 @@ def command(
         _print({"settings": listed}, as_json=as_json, lines=[_setting_line(each) for each in listed])
         return
     place = find_home(home)
-
-    async def look() -> dict[str, Any]:
-        async with App(place, AppOptions(worker="none", project=project)) as app:
-            report = await app.services.library.refresh()
-            counts = await app.services.journal.read(_counts)
-            default = app.services.registry.settings.default_provider
-            providers = {
-                name: {"answers": answers, "why": why, "default": name == default}
-                for name, (answers, why) in app.services.registry.available().items()
-            }
-            return {
-                "data_folder": str(place.root),
-                "config": "config.yaml" if place.config.is_file() else "none (defaults)",
-                "schema": migrations()[-1][0],
-                "database_bytes": place.database.stat().st_size,
-                "worker": "alive" if app.worker_lives() else "none (it is started when there is something to do)",
-                **counts,
-                "providers": providers,
-                "compositions": report.total,
-                "composition_problems": [f"{bad.layer}/{bad.path}: {bad.message}" for bad in report.problems],
-            }
+    config, broken = _configured(place)
 
     facts: dict[str, Any] = {
         "ksi_mcp": __version__,
         "python": platform.python_version(),
         "sqlite": SQLITE_VERSION,
         "packages": {name: _version(name) for name in PACKAGES},
-        **asyncio.run(look()),
+        **asyncio.run(_look(place, config, project)),
     }
     missing = _missing(facts)
+    if broken is not None:
+        facts["config"] = "config.yaml is broken: these are the defaults"
+        missing.insert(0, {"what": "config.yaml cannot be used", "essential": True, "get": broken})
     facts["missing"] = missing
     _print(facts, as_json=as_json, lines=_lines(facts))
     if any(each["essential"] for each in missing):
         raise typer.Exit(1)
+
+
+def _configured(place: Home) -> tuple[Config, str | None]:
+    """The configuration, or the defaults and why it cannot be used."""
+    try:
+        return load_config(place), None
+    except KsiError as wrong:
+        return Config(), wrong.message
+
+
+async def _look(place: Home, config: Config, project: Path | None) -> dict[str, Any]:
+    async with App(place, AppOptions(worker="none", project=project), config=config) as app:
+        services = app.services
+        report = await services.library.refresh()
+        counts = await services.journal.read(_counts)
+        sizes = await asyncio.to_thread(measure, place.database, limit_s=MEASURE_S)
+        would = await Retention(services.journal, config.retention).preview(limit_s=MEASURE_S)
+        default = services.registry.settings.default_provider
+        providers = {
+            name: {"answers": answers, "why": why, "default": name == default}
+            for name, (answers, why) in services.registry.available().items()
+        }
+        return {
+            "data_folder": str(place.root),
+            "config": "config.yaml" if place.config.is_file() else "none (defaults)",
+            "schema": migrations()[-1][0],
+            "database_bytes": place.database.stat().st_size,
+            **counts,
+            "store": {
+                "log_bytes": sizes.log,
+                "free_bytes": sizes.free,
+                "tables": sizes.tables,
+                "tables_exact": sizes.exact,
+                "largest_orchestrations": None if sizes.runs is None else [asdict(run) for run in sizes.runs],
+            },
+            "retention_would_free": {
+                "events": would.events, "turns": would.turns, "bytes": would.bytes, "complete": would.complete,
+            },
+            "worker": "alive" if app.worker_lives() else "none (it is started when there is something to do)",
+            "worker_sign": await services.journal.read(_sign),
+            "worker_error": last_error(place),
+            "providers": providers,
+            "compositions": report.total,
+            "composition_problems": [f"{bad.layer}/{bad.path}: {bad.message}" for bad in report.problems],
+        }  # fmt: skip
+
+
+def _sign(tx: Tx) -> dict[str, Any] | None:
+    """The last sign of life of the worker, of this one or of one that is gone."""
+    row = tx.one("completions.worker_sign")
+    if row is None:
+        return None
+    return {
+        "pid": row["pid"],
+        "up_s": max(0, row["beat_ms"] - row["started_at_ms"]) / 1000,
+        "silent_s": max(0, tx.now_ms - row["beat_ms"]) / 1000,
+    }
 
 
 def list_settings(model: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
@@ -131,9 +179,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f"database     schema {facts['schema']}, {facts['database_bytes']:,} bytes; {facts['agents']} agents, "
             f"{facts['turns']} turns, {facts['events']} events, {facts['orchestrations']} runs"
         ),
-        f"worker       {facts['worker']}",
+        *_store_lines(facts),
+        f"worker       {facts['worker']}{_sign_words(facts['worker'], facts['worker_sign'])}",
         f"library      {facts['compositions']} compositions",
     ]
+    if facts["worker_error"]:
+        lines.append(f"worker's log {facts['worker_error']}")
     for name, state in facts["providers"].items():
         default = " (default)" if state["default"] else ""
         lines.append(f"provider     {name}{default}: {'ok' if state['answers'] else 'no'}, {state['why']}")
@@ -143,6 +194,43 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if not facts["missing"]:
         lines.append("nothing is missing")
     return lines
+
+
+def _store_lines(facts: dict[str, Any]) -> list[str]:
+    store, would = facts["store"], facts["retention_would_free"]
+    lines = [f"store        write-ahead log {_size(store['log_bytes'])}, {_size(store['free_bytes'])} of the file free"]
+    if store["tables"] is None:
+        lines.append(f"             what takes the room was not learned within {MEASURE_S:g} s")
+    else:
+        largest = [f"{name} {_size(size)}" for name, size in store["tables"].items()][:8]
+        lines.append(f"             {', '.join(largest)}{'' if store['tables_exact'] else ' (without indexes)'}")
+    runs = store["largest_orchestrations"]
+    for i, run in enumerate(runs or []):
+        name = "largest runs" if i == 0 else ""
+        lines.append(f"{name:<12} {run['orchestration_id']} {run['pattern']}, {run['state']}: {_size(run['bytes'])}")
+    if runs is None:
+        lines.append(f"largest runs not learned within {MEASURE_S:g} s")
+    least = "" if would["complete"] else "at least "
+    lines.append(
+        f"retention    would remove {least}{would['events']:,} events and {would['turns']:,} turns"
+        f" ({_size(would['bytes'])}) now"
+    )
+    return lines
+
+
+def _sign_words(worker: str, sign: dict[str, Any] | None) -> str:
+    if sign is None:
+        return ""
+    if worker != "alive":
+        return f"; the last one was there until {sign['silent_s']:,.0f} s ago"
+    return f", process {sign['pid']}, last sign of life {sign['silent_s']:,.0f} s ago"
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count} B"
 
 
 def _print(facts: dict[str, Any], *, as_json: bool, lines: list[str]) -> None:

@@ -4,39 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-def run_until_told(work: Coroutine[Any, Any, T]) -> T | None:
+def run_until_told(work: Coroutine[Any, Any, T], *, drain: Callable[[], Awaitable[None]] | None = None) -> T | None:
     """Run `work` to its end. SIGTERM cancels it: what it opened is closed, and None is returned.
 
-    A second SIGTERM ends the process at once. Ctrl-C is `KeyboardInterrupt`, as always.
+    With `drain` that is awaited first, so that what is under way can come to a good end. A second SIGTERM
+    ends the process at once. Ctrl-C is `KeyboardInterrupt`, as always.
     """
-    return asyncio.run(_guarded(work))
+    return asyncio.run(_guarded(work, drain))
 
 
-async def _guarded(work: Coroutine[Any, Any, T]) -> T | None:
+async def _guarded(work: Coroutine[Any, Any, T], drain: Callable[[], Awaitable[None]] | None) -> T | None:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
-    told = False
+    told: asyncio.Task[None] | None = None
 
-    def end() -> None:
+    async def end() -> None:
+        try:
+            if drain is not None and not task.done():
+                await drain()
+        except Exception:  # then without
+            logger.exception("what was under way could not be brought to an end")
+        finally:
+            task.cancel()
+
+    def hear() -> None:
         nonlocal told
-        told = True
         loop.remove_signal_handler(signal.SIGTERM)
-        task.cancel()
+        told = asyncio.create_task(end())
 
     with contextlib.suppress(NotImplementedError):  # where a loop has no signals, the process is just ended
-        loop.add_signal_handler(signal.SIGTERM, end)
+        loop.add_signal_handler(signal.SIGTERM, hear)
     try:
         return await task
     except asyncio.CancelledError:
-        if told:
+        if told is not None:
             return None
         task.cancel()
         await asyncio.wait([task])
         raise
+    finally:
+        if told is not None:
+            told.cancel()

@@ -12,6 +12,9 @@ from ksi_mcp.cli.running import run_until_told
 
 logger = logging.getLogger(__name__)
 
+DRAIN_S = 10.0
+"""So long turns at work may go on after SIGTERM."""
+
 
 def command(
     home: HomeOption = None,
@@ -23,6 +26,8 @@ def command(
     """Run turns, route events and fire delays of a data folder. Logs go to stderr.
 
     A data folder has one worker. Where another one is at work already, this one ends at once, with code 0.
+    On SIGTERM it starts no more turns, gives those at work 10 seconds to come to the end of a round, and leaves the
+    rest to the next worker; a second SIGTERM ends it at once.
     """
     from ksi_mcp.app import App, AppOptions
     from ksi_mcp.config import find_home, load_config
@@ -41,4 +46,8 @@ def command(
         except Conflict as conflict:
             logger.info("not needed: %s", conflict.message)
 
-    run_until_told(work())
+    async def drain() -> None:
+        if hasattr(app, "worker"):  # else it is still being opened
+            await app.worker.drain(DRAIN_S)
+
+    run_until_told(work(), drain=drain)

@@ -38,5 +38,6 @@ class ToolRunner(Protocol):
 
         Raises:
             TakenOver: the turn belongs to somebody else by now.
+            StoreError: the store could not take it; nothing was done, and the call can be made again.
         """
         ...

@@ -12,24 +12,32 @@ from typing import Protocol
 from ksi_mcp.agents.history import Round, plain
 from ksi_mcp.budgets.model import Amount
 from ksi_mcp.budgets.prices import Prices, UnpricedModel
-from ksi_mcp.completions.request import deadline_s, input_tokens_bound, render
+from ksi_mcp.completions.endings import context_of
+from ksi_mcp.completions.latency import Latencies
+from ksi_mcp.completions.model import Loaded, Sent, Wanted
+from ksi_mcp.completions.request import deadline_s, input_tokens_bound, render, request_hash
+from ksi_mcp.completions.slots import Slots
 from ksi_mcp.completions.toolcalls import ToolRunner
-from ksi_mcp.completions.units import Loaded, Sent, TurnUnits, context_of, with_result
+from ksi_mcp.completions.units import TurnUnits, expected_of, unexpected, with_result
 from ksi_mcp.errors import KsiError, ProviderError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.permissions import Slot
 from ksi_mcp.providers.base import Answer, Provider, Request
+from ksi_mcp.queues.model import changed
 from ksi_mcp.queues.retry import decide
 
 GetProvider = Callable[[str], Awaitable[Provider]]
 Resting = Callable[[], AbstractContextManager[None]]
+Claimed = Callable[[], None]
+SHORTEST_CALL_S = 1.0
+"""A call that its accounts' wall clock would end sooner is given this long all the same."""
 
 
 class Cancelled(Protocol):
-    """Whether a turn was cancelled, as opposed to the worker being stopped."""
+    """Whether the turn was taken away from this attempt, as opposed to the worker being stopped."""
 
-    def __call__(self, turn_id: str, /) -> bool:
-        """True if somebody cancelled the turn."""
+    def __call__(self) -> bool:
+        """True if somebody cancelled or interrupted it."""
         ...
 
 
@@ -48,6 +56,8 @@ class TurnRunner:
         prices: Prices,
         get_provider: GetProvider,
         *,
+        slots: Slots,
+        latencies: Latencies,
         spread: Callable[[], float] = random.random,
     ) -> None:
         self._journal = journal
@@ -55,10 +65,27 @@ class TurnRunner:
         self._tools = tools
         self._prices = prices
         self._get_provider = get_provider
+        self._slots = slots
+        self._latencies = latencies
         self._spread = spread
 
-    async def run(self, item: Loaded, *, resting: Resting, cancelled: Cancelled) -> None:
-        """Carry the turn on until it ends, waits for a retry, is blocked, or belongs to somebody else.
+    async def begin(self) -> None:
+        """What a process does once it has become the worker: close what a lost one left open, and read what it knew."""
+        await self._journal.commit(self._units.begin)
+        await self._journal.read(self._latencies.load)
+
+    async def run(
+        self,
+        item: Loaded,
+        *,
+        resting: Resting,
+        cancelled: Cancelled,
+        claimed: Claimed,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Carry the turn on until it ends, waits for a retry, is parked or blocked, or belongs to somebody else.
+
+        `leaving` says that the worker is about to end: then the turn is given back before its next round.
 
         Raises:
             TakenOver: it belongs to somebody else by now; nothing of it is left to do here.
@@ -66,83 +93,116 @@ class TurnRunner:
         while True:
             if item.rounds and item.rounds[-1].tool_uses:
                 item = await self._run_tools(item, item.rounds[-1], resting)
-                if item.rounds[-1].number > item.agent.settings.max_tool_rounds:
-                    limit = item.agent.settings.max_tool_rounds
-                    error, partial = f"the model used all {limit} tool rounds without an answer", item.rounds[-1].text
-                    await self._journal.commit(
-                        lambda tx, item=item, partial=partial, error=error: self._units.give_up(  # type: ignore[misc]
-                            tx, item, error=error, partial=partial
-                        )
-                    )
+                if item.rounds[-1].number > item.agent.settings.max_tool_rounds + item.turn.checks:
+                    await self._give_up(item)
                     return
-            answered = await self._round(item, cancelled)
-            if answered is None or not answered.tool_uses:
+            if leaving():
+                await self._journal.commit(lambda tx: self._units.step_back(tx, item))  # noqa: B023
+                return
+            answered = await self._round(item, cancelled, claimed)
+            if answered is None:
                 return
             # As in the store: an answered round ends the count of failed tries.
-            item = replace(item, turn=replace(item.turn, tries=0), rounds=(*item.rounds, answered))
+            checks = item.turn.checks + (answered.note is not None)
+            item = replace(item, turn=changed(item.turn, tries=0, checks=checks)).with_rounds((*item.rounds, answered))
+
+    async def _give_up(self, item: Loaded) -> None:
+        error = f"the model used all {item.agent.settings.max_tool_rounds} tool rounds without an answer"
+        partial = item.rounds[-1].text
+        await self._journal.commit(lambda tx: self._units.give_up(tx, item, error=error, partial=partial))
 
     # ----------------------------------------------------------------------------- the model
 
-    async def _round(self, item: Loaded, cancelled: Cancelled) -> Round | None:
-        request = render(item.agent, item.turn, item.earlier, item.rounds, self._tools.specs(item.agent.capabilities))
-        wanted, unpriced = self._worst_case(item, request)
-        number = len(item.rounds) + 1
-        sent = await self._send(item, number, wanted, unpriced, cancelled)
-        if sent is None:
-            return None
+    async def _round(self, item: Loaded, cancelled: Cancelled, claimed: Claimed) -> Round | None:
+        provider, model = item.choice.provider, item.choice.model
+        request = render(item.agent, item.now, item.earlier, self._tools.specs(item.agent.capabilities), model=model)
+        wanted = self._wanted(item, request)
+        claimed()  # the room that was kept for the first call is free again, and taken at once
+        await self._slots.enter(provider)
+        sent = None
         try:
-            provider = await self._get_provider(item.agent.provider)
-            answer = await provider.complete(request, deadline_s=deadline_s(item.turn, item.agent))
+            sent = await self._send(item, wanted, cancelled)
+        finally:
+            if not isinstance(sent, Sent):
+                self._slots.leave(provider)
+        return await self._call(item, request, sent, cancelled) if isinstance(sent, Sent) else sent
+
+    async def _call(self, item: Loaded, request: Request, sent: Sent, cancelled: Cancelled) -> Round | None:
+        turn, choice = item.turn, item.choice
+        allowed_s = self._deadline_s(item, sent)
+        began_s = self._journal.clock.monotonic_s()
+        try:
+            async with self._slots.call(choice.provider):
+                provider = await self._provider(choice.provider)
+                answer = await provider.complete(request, deadline_s=allowed_s)
+            wrong = None
+            if expected_of(item) is not None:  # a schema from outside may take long to compare with
+                wrong = await asyncio.to_thread(unexpected, item, answer.stop_reason, answer.text)
         except ProviderError as error:
+            if error.kind == "timeout" and sent.seconds_left is None:
+                self._latencies.observe(choice.model, turn.op_class, allowed_s)
             await self._failed(item, sent, error)
             return None
-        except KsiError as error:  # the provider could not even be made: nothing left
-            await self._failed(item, sent, ProviderError(error.text(), kind="auth", billed="no"))
-            return None
         except asyncio.CancelledError:
-            if cancelled(item.turn.turn_id):
+            if cancelled():
                 await asyncio.shield(self._journal.commit(lambda tx: self._units.stop(tx, item, sent)))
             raise
+        self._latencies.observe(choice.model, turn.op_class, self._journal.clock.monotonic_s() - began_s)
         cost = self._cost(item, answer)
-        return await self._journal.commit(lambda tx: self._units.answer(tx, item, sent, answer, cost))
+        return await self._journal.commit(lambda tx: self._units.answer(tx, item, sent, answer, cost, wrong=wrong))
 
-    async def _send(
-        self, item: Loaded, number: int, wanted: Amount, unpriced: str | None, cancelled: Cancelled
-    ) -> Sent | None:
-        unit = asyncio.ensure_future(
-            self._journal.commit(lambda tx: self._units.send(tx, item, number=number, wanted=wanted, unpriced=unpriced))
-        )
+    async def _provider(self, name: str) -> Provider:
+        try:
+            return await self._get_provider(name)
+        except KsiError as error:  # it could not even be made: nothing left
+            raise ProviderError(error.text(), kind="auth", billed="no") from None
+
+    def _deadline_s(self, item: Loaded, sent: Sent) -> float:
+        limit_s, asked = deadline_s(item.turn, item.agent)
+        if not asked:
+            limit_s = self._latencies.deadline_s(item.choice.model, item.turn.op_class, floor_s=limit_s)
+        return limit_s if sent.seconds_left is None else min(limit_s, max(sent.seconds_left, SHORTEST_CALL_S))
+
+    async def _send(self, item: Loaded, wanted: Wanted, cancelled: Cancelled) -> Sent | Round | None:
+        unit = asyncio.ensure_future(self._journal.commit(lambda tx: self._units.send(tx, item, wanted)))
         try:
             return await asyncio.shield(unit)
         except asyncio.CancelledError:
             # The unit commits all the same, so a cancelled turn still has to close what it set aside.
-            if (sent := await unit) is not None and cancelled(item.turn.turn_id):
+            if isinstance(sent := await unit, Sent) and cancelled():
                 await self._journal.commit(lambda tx: self._units.stop(tx, item, sent))
             raise
 
     async def _failed(self, item: Loaded, sent: Sent, error: ProviderError) -> None:
+        now_ms = self._journal.clock.now_ms()
         verdict = decide(
             error.kind,
             failed_tries=item.turn.tries + 1,
             retry_after_s=error.retry_after_s,
             spread=self._spread(),
+            waited_s=(now_ms - (item.turn.started_at_ms or now_ms)) / 1000,
         )
         await self._journal.commit(lambda tx: self._units.fail(tx, item, sent, error, verdict))
 
-    def _worst_case(self, item: Loaded, request: Request) -> tuple[Amount, str | None]:
+    def _wanted(self, item: Loaded, request: Request) -> Wanted:
         bound = input_tokens_bound(request)
-        tokens = bound + request.max_tokens
+        unpriced = None
         try:
             usd_micros = self._prices.worst_case_usd_micros(
-                item.agent.provider, request.model, bound, request.max_tokens
+                item.choice.provider, request.model, bound, request.max_tokens
             )
         except UnpricedModel as unknown:
-            return Amount(usd_micros=0, tokens=tokens), unknown.text()
-        return Amount(usd_micros=usd_micros, tokens=tokens), None
+            usd_micros, unpriced = 0, unknown.text()
+        return Wanted(
+            number=len(item.rounds) + 1,
+            worst=Amount(usd_micros=usd_micros, tokens=bound + request.max_tokens),
+            unpriced=unpriced,
+            request_hash=request_hash(request, item.choice.provider),
+        )
 
     def _cost(self, item: Loaded, answer: Answer) -> Amount:
         try:
-            usd_micros = self._prices.cost_usd_micros(item.agent.provider, item.agent.model, answer.usage)
+            usd_micros = self._prices.cost_usd_micros(item.choice.provider, item.choice.model, answer.usage)
         except UnpricedModel:
             usd_micros = 0
         return Amount(usd_micros=usd_micros, tokens=answer.usage.total_tokens)
@@ -152,7 +212,7 @@ class TurnRunner:
     async def _run_tools(self, item: Loaded, current: Round, resting: Resting) -> Loaded:
         """Run the tool calls of a round that have no result yet, in the model's order."""
         turn = item.turn
-        over = current.number > item.agent.settings.max_tool_rounds
+        over = current.number > item.agent.settings.max_tool_rounds + turn.checks
         for index, use in enumerate(current.tool_uses):
             if index in current.results:
                 continue
@@ -180,4 +240,4 @@ class TurnRunner:
                     )
                 )
             current = with_result(current, index, text, is_error=is_error)
-        return replace(item, rounds=(*item.rounds[:-1], current))
+        return item.with_rounds((*item.rounds[:-1], current))

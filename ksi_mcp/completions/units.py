@@ -1,7 +1,7 @@
 """The transactions of a turn: each function here is one unit, and together they are its whole life in the store.
 
     load      what a claimed turn needs; closes what a lost attempt left open
-    send      reserve for a round and write that its call leaves
+    send      let a round out: see admission.py
     answer    settle, store the answer, and finish if it is the last
     fail      settle what is known, then retry or end
     result    store what a tool gave back
@@ -13,162 +13,122 @@ Money first, ownership second: a settlement is booked even if the turn belongs t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ksi_mcp.agents import store as agents_store
-from ksi_mcp.agents.history import PastTurn, Round, StoredResult, plain, round_of
-from ksi_mcp.agents.model import Agent
+from ksi_mcp.agents.history import PastTurn, Round, StoredResult, encode_answer, plain, round_of
+from ksi_mcp.agents.injections import bind_injections, release_injections
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
-from ksi_mcp.budgets.model import Amount, Blocked, Denied
+from ksi_mcp.budgets.model import Amount
 from ksi_mcp.completions import store
+from ksi_mcp.completions.admission import Admission
+from ksi_mcp.completions.breaker import Breakers
+from ksi_mcp.completions.chain import choice_of
+from ksi_mcp.completions.endings import context_of, report_end
+from ksi_mcp.completions.expect import Expect, check, parse_expect
+from ksi_mcp.completions.model import Loaded, Sent, Wanted
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import ProviderError
 from ksi_mcp.events.journal import Journal
-from ksi_mcp.ids import RootId, WorkerId
-from ksi_mcp.permissions import SYSTEM, Context, Slot, agent_actor, within
+from ksi_mcp.ids import WorkerId
+from ksi_mcp.permissions import Slot
 from ksi_mcp.providers.base import Answer
 from ksi_mcp.queues.model import ErrorClass, TakenOver, Turn, TurnState
 from ksi_mcp.queues.retry import MAX_TRIES, Again, GiveUp
 from ksi_mcp.queues.session_queues import SessionQueues
 
-MAX_EVENT_TEXT_BYTES = 40 * 1024
-"""Of a result that its event carries, as JSON; the turn itself keeps all of it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A claimed turn with all that its next round is rendered from."""
-
-    turn: Turn
-    agent: Agent
-    earlier: list[PastTurn]
-    rounds: tuple[Round, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """A call that is paid for and may leave."""
-
-    call_id: int
-    hold_id: str
-    number: int
-
-
-def context_of(turn: Turn, *, slot: Slot | None = None, as_system: bool = False) -> Context:
-    """What a turn does, it does as its agent, because of itself, with a fresh count of deliveries."""
-    ctx = Context(
-        actor=SYSTEM if as_system else agent_actor(turn.session_id),
-        root_id=RootId(turn.root_id),
-        cause_id=f"turn:{turn.turn_id}",
-        hops=0,
-        depth=turn.depth,
-        slot=slot,
-    )
-    return within(ctx, turn.orchestration_id)
+TOUCH_MS = 1000
+"""How exactly it is known when an agent was last active."""
 
 
 class TurnUnits:
     """The units, bound to the role objects they write through."""
 
-    def __init__(self, journal: Journal, queues: SessionQueues, roster: Roster, ledger: Ledger) -> None:
+    def __init__(
+        self, journal: Journal, queues: SessionQueues, roster: Roster, ledger: Ledger, breakers: Breakers
+    ) -> None:
         self._journal = journal
         self._queues = queues
         self._roster = roster
         self._ledger = ledger
+        self._breakers = breakers
+        self._admission = Admission(journal, queues, roster, ledger, breakers=breakers, fail=self._failed)
 
-    def claim(self, tx: Tx, owner: WorkerId, *, limit: int) -> list[Loaded]:
-        """Take ready heads and load what they need. A turn that was lost too often ends: each try may cost."""
+    def claim(self, tx: Tx, owner: WorkerId, *, free: Callable[[str], int], limit: int) -> list[Loaded]:
+        """Take ready heads, at most `free(provider)` of each, and load what they need.
+
+        A turn that was lost too often ends: each try may cost.
+        """
         items: list[Loaded] = []
-        for turn in self._queues.claim(tx, owner, limit=limit):
-            item = self._load(tx, turn)
-            if turn.tries < MAX_TRIES:
-                items.append(item)
-            else:
-                error = f"given up after {turn.tries} tries: its worker was lost, or its steps could not be stored"
-                self._finish(tx, item, state="failed", error_class="infra", error=error)
+        for provider, run_at_ms in self._queues.waiting(tx).items():
+            most = min(limit - len(items), free(provider))
+            if most <= 0 or run_at_ms > tx.now_ms:
+                continue
+            for turn in self._queues.claim(tx, owner, provider, limit=most):
+                item = self._load(tx, turn)
+                if turn.tries < MAX_TRIES:
+                    items.append(item)
+                else:
+                    error = f"given up after {turn.tries} tries: its worker was lost, or its steps could not be stored"
+                    self._failed(tx, item, error_class="infra", error=error)
         return items
 
     def _load(self, tx: Tx, turn: Turn) -> Loaded:
         agent = self._roster.get(tx, turn.session_id)
         if turn.attempt > 1:
             self._close_lost(tx, turn)
-        earlier = agents_store.past_turns(
-            tx, turn.session_id, limit=agent.settings.context_messages // 2 + 1, before_seq=turn.seq
-        )
-        rounds = agents_store.rounds_of(tx, [turn.turn_id]).get(turn.turn_id, ()) if turn.attempt > 1 else ()
-        tx.run("agents.touch", {"agent_id": agent.agent_id, "now_ms": tx.now_ms})
-        return Loaded(turn=turn, agent=agent, earlier=earlier, rounds=rounds)
+        if turn.attempt > 1 or bind_injections(tx, turn.session_id, turn.turn_id):
+            now = agents_store.turn_at_work(tx, turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms)
+        else:  # nothing can be stored of it yet
+            now = PastTurn(turn_id=turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms, rounds=())
+        earlier = agents_store.past_turns(tx, turn.session_id, limit=agent.settings.context_messages // 2 + 1)
+        now = agents_store.turn_at_work(tx, turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms)
+        if tx.now_ms - agent.last_active_ms >= TOUCH_MS:
+            tx.run("agents.touch", {"agent_id": agent.agent_id, "now_ms": tx.now_ms})
+        return Loaded(turn=turn, agent=agent, earlier=earlier, now=now, choice=choice_of(agent, turn.link))
 
     def _close_lost(self, tx: Tx, turn: Turn) -> None:
+        self._breakers.forget_probe(tx, turn.turn_id)
         settled = self._ledger.clear_turn(tx, turn.turn_id, context_of(turn, as_system=True))
         if settled.path:
             store.mark_uncertain(tx, turn.turn_id)
             self._queues.charge(tx, turn.turn_id, usd_micros=settled.booked.usd_micros, tokens=settled.booked.tokens)
             self._queues.unblock(tx, settled.path)
 
-    def close_orphans(self, tx: Tx) -> None:
-        """Close holds of turns that nobody runs: the worker that made their calls is gone."""
+    def begin(self, tx: Tx) -> None:
+        """What a process does that has become the worker: close the holds of turns that nobody runs any more."""
+        self._breakers.load(tx)
         for turn_id in {row["turn_id"] for row in tx.all("budgets.orphan_holds")}:
             self._close_lost(tx, self._queues.get(tx, turn_id))
 
-    def send(self, tx: Tx, item: Loaded, *, number: int, wanted: Amount, unpriced: str | None) -> Sent | None:
-        """Reserve for a round and write that its call leaves; None if the turn had to stop here.
+    def send(self, tx: Tx, item: Loaded, wanted: Wanted) -> Sent | Round | None:
+        """A call that may leave, a round whose answer was there already, or None if the turn had to stop here."""
+        admitted = self._admission.ask(tx, item, wanted)
+        if isinstance(admitted, Round):
+            wrong = unexpected(item, admitted.stop_reason, admitted.text)
+            return self._taken(tx, item, admitted, None, wrong)
+        return admitted
 
-        `unpriced` is the reason why the call has no price; it is refused under a USD limit.
+    def answer(
+        self, tx: Tx, item: Loaded, sent: Sent, answer: Answer, cost: Amount, *, wrong: str | None
+    ) -> Round | None:
+        """Settle, store, and finish if nothing is left to do; else the round that the turn goes on with.
+
+        `wrong` is what `unexpected` says of the answer: looking may take longer than a transaction should.
         """
-        turn, agent = item.turn, item.agent
-        self._queues.require_owned(tx, turn.turn_id, turn.attempt, turn.owner or "")
-        path = self._ledger.path(tx, agent.agent_id) if unpriced is not None else []
-        if unpriced is not None and any(account.limits.usd_micros is not None for account in path):
-            self._finish(tx, item, state="failed", error_class="budget", error=unpriced)
-            return None
-        held = self._ledger.reserve(
-            tx,
-            agent.agent_id,
-            turn_id=turn.turn_id,
-            wanted=wanted,
-            new_turn=number == 1 and store.first_call(tx, turn.turn_id),
-        )
-        if isinstance(held, Blocked):
-            self._queues.block(tx, turn, account_id=held.account_id)
-            return None
-        if isinstance(held, Denied):
-            self._journal.record(
-                tx,
-                "agent:budget_exceeded",
-                {
-                    "agent": agent.agent_id,
-                    "agent_name": agent.name,
-                    "turn": turn.turn_id,
-                    "account": held.account_id,
-                    "limit_kind": held.kind,
-                    "reason": held.text(),
-                },
-                context_of(turn, as_system=True),
-                agent_id=agent.agent_id,
-            )
-            self._finish(tx, item, state="failed", error_class="budget", error=held.text())
-            return None
-        self._ledger.mark_sent(tx, held.hold_id)
-        call_id = store.sent(
-            tx,
-            turn_id=turn.turn_id,
-            number=number,
-            attempt=turn.attempt,
-            hold_id=held.hold_id,
-            provider=agent.provider,
-            model=agent.model,
-        )
-        return Sent(call_id=call_id, hold_id=held.hold_id, number=number)
-
-    def answer(self, tx: Tx, item: Loaded, sent: Sent, answer: Answer, cost: Amount) -> Round | None:
-        """Settle, store, and finish if no tool was called; the round, or None if the turn is not ours any more."""
-        turn = item.turn
-        settled = self._ledger.settle(tx, sent.hold_id, cost, context_of(turn, as_system=True))
+        turn, choice = item.turn, item.choice
+        ctx = context_of(turn, as_system=True)
+        settled = self._ledger.settle(tx, sent.hold_id, cost, ctx)
         self._queues.unblock(tx, settled.path)
-        if not self._owned(tx, turn):
+        self._breakers.succeeded(tx, choice.provider, choice.model, turn.turn_id, ctx)
+        stored = encode_answer(answer)
+        current = round_of(sent.number, stored, {})
+        try:
+            follows = self._taken(tx, item, current, cost, wrong)
+        except TakenOver:
             self._queues.charge(tx, turn.turn_id, usd_micros=settled.booked.usd_micros, tokens=settled.booked.tokens)
             store.ended(
                 tx,
@@ -179,33 +139,72 @@ class TurnUnits:
                 cost_usd_micros=settled.booked.usd_micros,
             )
             return None
-        stored = store.answered(tx, sent.call_id, answer, cost_usd_micros=cost.usd_micros)
-        self._queues.answered(tx, turn.turn_id, usd_micros=cost.usd_micros, tokens=cost.tokens)
-        current = round_of(sent.number, stored, {})
-        if not current.tool_uses:
-            self._end_with_answer(tx, item, current)
-        return current
+        store.answered(tx, sent.call_id, answer, stored=stored, cost_usd_micros=cost.usd_micros)
+        return follows
 
-    def _end_with_answer(self, tx: Tx, item: Loaded, answer: Round) -> None:
+    def _taken(self, tx: Tx, item: Loaded, current: Round, cost: Amount | None, wrong: str | None) -> Round | None:
+        """What follows an answer: its tools, another try, or the end (None). `cost` is None if it was there already.
+
+        Raises:
+            TakenOver: nothing does, since the turn belongs to somebody else by now.
+        """
+        if current.tool_uses:
+            self._book(tx, item, cost)
+            return current
+        if wrong is not None and (asked := expected_of(item)) is not None:
+            self._book(tx, item, cost)
+            return self._unexpected(tx, item, current, asked, wrong)
+        self._end_with_answer(tx, item, current, cost)
+        return None
+
+    def _book(self, tx: Tx, item: Loaded, cost: Amount | None) -> None:
+        """A round that is not the last: its failed tries are history, its cost is the turn's."""
+        turn = item.turn
+        self._queues.require_owned(tx, turn.turn_id, turn.attempt, turn.owner or "")
+        if cost is not None:
+            self._queues.answered(tx, turn.turn_id, usd_micros=cost.usd_micros, tokens=cost.tokens)
+
+    def _unexpected(self, tx: Tx, item: Loaded, current: Round, asked: Expect, wrong: str) -> Round | None:
+        """A reply that is not as expected: say so and let the model try again, or ask somebody else."""
+        turn = item.turn
+        self._queues.checked(tx, turn.turn_id)
+        ctx = context_of(turn, as_system=True)
+        facts = {"turn": turn.turn_id, "agent": turn.session_id, "agent_name": item.agent.name, "reason": wrong[:2000]}
+        if turn.checks + 1 < asked.max_attempts:
+            store.store_note(tx, turn.turn_id, current.number, wrong)
+            self._journal.record(tx, "completion:rejected", facts, ctx, agent_id=turn.session_id)
+            return replace(current, note=wrong)
+        error = f"no reply was as expected in {asked.max_attempts} attempts; the last: {wrong}"
+        if asked.on_invalid == "fail":
+            self._finish(tx, item, state="failed", error_class="task", error=error, partial=current.text)
+            return None
+        question = {
+            "kind": "validation",
+            "text": f"{wrong}\nIts last reply: {current.text[:4000]}",
+            "asked": turn.prompt[:2000],
+        }
+        self._queues.park(tx, turn, on="answer", question=question, error=error, partial_text=current.text)
+        parked = {**facts, "hint": "completion_answer ends it with a reply, completion_cancel gives it up"}
+        self._journal.record(tx, "completion:parked", parked, ctx, agent_id=turn.session_id)
+        return None
+
+    def _end_with_answer(self, tx: Tx, item: Loaded, answer: Round, cost: Amount | None) -> None:
+        error_class: ErrorClass = "task"
         if answer.stop_reason == "refusal":
-            self._finish(
-                tx, item, state="failed", error_class="refused", error="the model refused", partial=answer.text
-            )
+            error_class, error = "refused", "the model refused"
         elif answer.stop_reason == "context_exceeded":
-            self._finish(
-                tx,
-                item,
-                state="failed",
-                error_class="task",
-                error="the conversation exceeds the model's context",
-                partial=answer.text,
-            )
+            error = "the conversation exceeds the model's context"
         elif answer.stop_reason == "max_tokens":
             # A cut-off answer must not look like a whole one.
             error = f"the answer was cut off at max_tokens={item.agent.settings.max_tokens}"
-            self._finish(tx, item, state="failed", error_class="task", error=error, partial=answer.text)
         else:
-            self._finish(tx, item, state="done", result=answer.text)
+            self._finish(tx, item, state="done", result=answer.text, cost=cost)
+            return
+        self._finish(tx, item, state="failed", error_class=error_class, error=error, partial=answer.text, cost=cost)
+
+    def step_back(self, tx: Tx, item: Loaded) -> None:
+        """Stop between two rounds; whoever claims the turn goes on with what is stored."""
+        self._queues.step_back(tx, item.turn)
 
     def give_up(self, tx: Tx, item: Loaded, *, error: str, partial: str) -> None:
         """End a turn whose model went on asking for tools beyond its rounds."""
@@ -218,8 +217,10 @@ class TurnUnits:
 
     def fail(self, tx: Tx, item: Loaded, sent: Sent, error: ProviderError, verdict: Again | GiveUp) -> bool:
         """Settle what is known, then retry or end; whether the turn will be tried again."""
-        turn = item.turn
+        turn, choice = item.turn, item.choice
         settled = self._settle_failed(tx, item, sent, certain=error.billed == "no")
+        ctx = context_of(turn, as_system=True)
+        self._breakers.failed(tx, choice.provider, choice.model, turn.turn_id, error.kind, ctx)
         state = "failed" if error.billed == "no" else "uncertain"
         text, partial = plain(error.text()), plain(error.partial_text)
         store.ended(
@@ -228,21 +229,26 @@ class TurnUnits:
         if not self._owned(tx, turn):
             return False
         if isinstance(verdict, Again):
-            self._queues.retry(tx, turn, delay_s=verdict.delay_s, error=text, partial_text=partial or None)
+            self._queues.retry(
+                tx, turn, delay_s=verdict.delay_s, counts=verdict.counts, error=text, partial_text=partial or None
+            )
             facts = {"turn": turn.turn_id, "agent": turn.session_id, "kind": error.kind, "delay_s": verdict.delay_s}
             self._journal.record(
                 tx,
                 "completion:retrying",
                 {**facts, "error": text[:500]},
-                context_of(turn, as_system=True),
+                ctx,
                 agent_id=turn.session_id,
             )
+            return True
+        if verdict.error_class == "infra" and self._admission.next_model(tx, item, error=text):
             return True
         self._finish(tx, item, state=verdict.state, error_class=verdict.error_class, error=text, partial=partial)
         return False
 
     def stop(self, tx: Tx, item: Loaded, sent: Sent) -> None:
-        """A cancellation cut the call off: what it would have cost is unknown, so it is paid in full."""
+        """The call was cut off from here: what it would have cost is unknown, so it is paid in full."""
+        self._breakers.forget_probe(tx, item.turn.turn_id)
         cost = self._settle_failed(tx, item, sent, certain=False)
         store.ended(
             tx,
@@ -277,6 +283,9 @@ class TurnUnits:
             return False
         return True
 
+    def _failed(self, tx: Tx, item: Loaded, *, error_class: ErrorClass, error: str) -> None:
+        self._finish(tx, item, state="failed", error_class=error_class, error=error)
+
     def _finish(
         self,
         tx: Tx,
@@ -287,6 +296,7 @@ class TurnUnits:
         error_class: ErrorClass | None = None,
         error: str | None = None,
         partial: str = "",
+        cost: Amount | None = None,
     ) -> None:
         done = self._queues.finish(
             tx,
@@ -296,45 +306,26 @@ class TurnUnits:
             partial_text=partial or None,
             error_class=error_class,
             error=error,
+            cost=None if cost is None else (cost.usd_micros, cost.tokens),
         )
+        if state != "done":
+            release_injections(tx, item.turn.turn_id)  # what was put in is not lost with the turn
         report_end(tx, self._journal, done, agent_name=item.agent.name)
 
 
-def report_end(tx: Tx, journal: Journal, turn: Turn, *, agent_name: str) -> None:
-    """The event of a turn's end, and the reply event if its sender asked for one."""
-    whole = turn.result or turn.partial_text or ""
-    text = _cut(whole)
-    data: dict[str, Any] = {
-        "turn": turn.turn_id,
-        "agent": turn.session_id,
-        "agent_name": agent_name,
-        "status": turn.state,
-        "text": text,
-    }
-    if len(text) < len(whole):
-        data["truncated"] = True
-    if turn.error is not None:
-        data |= {"error": turn.error[:2000], "error_class": turn.error_class}
-    name = "completion:result" if turn.state == "done" else "completion:failed"
-    ctx = context_of(turn, as_system=True)
-    journal.record(tx, name, data, ctx, agent_id=turn.session_id)
-    if turn.reply_event is not None:
-        journal.record(tx, turn.reply_event, data, context_of(turn), agent_id=turn.session_id)
+def unexpected(item: Loaded, stop_reason: str, text: str) -> str | None:
+    """What is wrong with a reply that is whole but not as expected, in words for the model; else None."""
+    asked = expected_of(item) if stop_reason in ("end_turn", "stop_sequence") else None
+    return None if asked is None else check(asked, text)
 
 
-def _cut(text: str) -> str:
-    text = text[:MAX_EVENT_TEXT_BYTES]
-    while (size := len(json.dumps(text, ensure_ascii=False).encode())) > MAX_EVENT_TEXT_BYTES:
-        text = text[: len(text) * MAX_EVENT_TEXT_BYTES // size]
-    return text
+def expected_of(item: Loaded) -> Expect | None:
+    """What the reply of a turn must be like: what it asks for itself, else what its agent's replies must be."""
+    if item.turn.expect is not None:
+        return parse_expect(json.loads(item.turn.expect))
+    return None if item.agent.settings.expect is None else parse_expect(item.agent.settings.expect)
 
 
 def with_result(item: Round, index: int, text: str, *, is_error: bool) -> Round:
     """The same round with one more tool result."""
-    return Round(
-        number=item.number,
-        text=item.text,
-        tool_uses=item.tool_uses,
-        stop_reason=item.stop_reason,
-        results={**item.results, index: StoredResult(index=index, text=text, is_error=is_error)},
-    )
+    return replace(item, results={**item.results, index: StoredResult(index=index, text=text, is_error=is_error)})

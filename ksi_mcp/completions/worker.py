@@ -8,8 +8,10 @@ import json
 import logging
 from collections.abc import Iterator
 
+from ksi_mcp.completions.model import Loaded
+from ksi_mcp.completions.slots import Slots
 from ksi_mcp.completions.turns import TurnRunner
-from ksi_mcp.completions.units import Loaded, TurnUnits
+from ksi_mcp.completions.units import TurnUnits
 from ksi_mcp.errors import StoreError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.model import Event
@@ -27,6 +29,10 @@ GIVE_BACK_S = 30.0
 """A turn whose step could not be stored waits so long: the store may recover, and each try may cost."""
 
 
+_Key = tuple[str, int]
+"""A turn and the attempt at it."""
+
+
 class Worker:
     """One per data folder. `run` returns when it is stopped.
 
@@ -41,6 +47,7 @@ class Worker:
         units: TurnUnits,
         runner: TurnRunner,
         *,
+        slots: Slots,
         worker_id: WorkerId,
         concurrency: int,
     ) -> None:
@@ -48,13 +55,15 @@ class Worker:
         self._queues = queues
         self._units = units
         self._runner = runner
+        self._slots = slots
         self._worker_id = worker_id
         self._concurrency = concurrency
         self._active = 0
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._cancelled: set[str] = set()
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._cancelled: set[_Key] = set()
         self._lost: list[str] = []
         self._bell = asyncio.Event()
+        self._draining = False
         self.claiming = asyncio.Lock()
         """Held while turns are claimed; whoever holds it keeps this worker from claiming."""
         journal.on_wake(self._bell.set)
@@ -67,7 +76,7 @@ class Worker:
     async def take_over(self) -> int:
         """Ready what a lost worker left behind. Only for the holder of the data folder's lock; the number of turns."""
         taken = await self._journal.commit(lambda tx: self._queues.take_over(tx, self._worker_id))
-        await self._journal.commit(self._units.close_orphans)
+        await self._runner.begin()
         return len(taken)
 
     async def run(self) -> None:
@@ -98,28 +107,57 @@ class Worker:
             )
             self._lost = self._lost[len(lost) :]
         free = self._concurrency - self._active
-        if free <= 0:
+        if free <= 0 or self._draining:
             return 0
-        items = await self._journal.commit(lambda tx: self._units.claim(tx, self._worker_id, limit=free))
+        items = await self._journal.commit(
+            lambda tx: self._units.claim(tx, self._worker_id, free=self._slots.free, limit=free)
+        )
         for item in items:
             self._active += 1
-            turn_id = item.turn.turn_id
-            self._tasks[turn_id] = asyncio.create_task(self._run_one(item), name=f"ksi-turn-{turn_id}")
+            self._slots.claim(item.choice.provider)
+            key = (item.turn.turn_id, item.turn.attempt)
+            self._tasks[key] = asyncio.create_task(self._run_one(item), name=f"ksi-turn-{item.turn.turn_id}")
         return len(items)
 
     async def _nap(self) -> None:
-        ready = await self._journal.read(lambda tx: tx.one("queues.next_ready"))
         nap_s = LONGEST_NAP_S
-        if ready is not None and ready["run_at_ms"] is not None and self._active < self._concurrency:
-            nap_s = min(nap_s, max((ready["run_at_ms"] - self._journal.clock.now_ms()) / 1000, 0.001))
+        if self._active < self._concurrency:
+            waiting = await self._journal.read(self._queues.waiting)
+            now_ms = self._journal.clock.now_ms()
+            for provider, run_at_ms in waiting.items():
+                opens_s = self._slots.opens_in_s(provider)
+                if opens_s is None and self._slots.free(provider) <= 0:
+                    continue  # a call that ends rings the bell
+                nap_s = min(nap_s, max((run_at_ms - now_ms) / 1000, opens_s or 0, 0.001))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(nap_s):
                 await self._bell.wait()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Claim no more; each turn at work stops before its next round. What is left after so long is taken over."""
+        self._draining = True
+        async with self.claiming:  # a claim that is under way has turns to come
+            running = list(self._tasks.values())
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
+
     async def _run_one(self, item: Loaded) -> None:
-        turn_id = item.turn.turn_id
+        turn_id, provider = item.turn.turn_id, item.choice.provider
+        key = (turn_id, item.turn.attempt)
+        claims = [provider]
+
+        def claimed() -> None:
+            if claims:
+                self._slots.unclaim(claims.pop())
+
         try:
-            await self._runner.run(item, resting=self._resting, cancelled=self._cancelled.__contains__)
+            await self._runner.run(
+                item,
+                resting=self._resting,
+                cancelled=lambda: key in self._cancelled,
+                claimed=claimed,
+                leaving=self._leaving,
+            )
         except TakenOver:
             logger.info("turn %s belongs to somebody else by now", turn_id)
         except StoreError:
@@ -134,11 +172,14 @@ class Worker:
             except StoreError:
                 self._lost.append(turn_id)
         finally:
+            claimed()
             self._active -= 1
-            self._cancelled.discard(turn_id)
-            if self._tasks.get(turn_id) is asyncio.current_task():
-                del self._tasks[turn_id]
+            self._cancelled.discard(key)
+            self._tasks.pop(key, None)
             self._bell.set()
+
+    def _leaving(self) -> bool:
+        return self._draining
 
     @contextlib.contextmanager
     def _resting(self) -> Iterator[None]:
@@ -151,28 +192,28 @@ class Worker:
 
     async def _hear_cancellations(self) -> None:
         def wants(event: Event) -> bool:
-            return event.name == "completion:cancelled"
+            return event.name in ("completion:cancelled", "completion:interrupted")
 
         async with self._journal.subscribe(wants) as cancellations:
             while True:
                 event = await cancellations.next(LONGEST_NAP_S)
-                if event is not None:
-                    self._stop(turn_id := str(event.data.get("turn")), self._tasks.get(turn_id))
-                else:  # an event may have been missed
-                    await self._stop_those_that_ended()
+                for each in (event, *cancellations.drain()):
+                    if each is not None:
+                        self._stop((str(each.data.get("turn")), int(each.data.get("attempt", 0))))
+                if event is None or cancellations.missed:
+                    await self._stop_those_taken_away()
 
-    async def _stop_those_that_ended(self) -> None:
-        at_work = dict(self._tasks)
-        values = {"owner": self._worker_id, "turn_ids": json.dumps(list(at_work))}
+    async def _stop_those_taken_away(self) -> None:
+        values = {"owner": self._worker_id, "turns": json.dumps(list(self._tasks))}
         try:
             rows = await self._journal.read(lambda tx: tx.all("queues.running_elsewhere", values))
         except StoreError:
             logger.exception("the store failed the worker; it looks again")
             return
         for row in rows:
-            self._stop(row["turn_id"], at_work[row["turn_id"]])
+            self._stop((row["turn_id"], row["attempt"]))
 
-    def _stop(self, turn_id: str, task: asyncio.Task[None] | None) -> None:
-        if task is not None and task is self._tasks.get(turn_id):
-            self._cancelled.add(turn_id)
+    def _stop(self, key: _Key) -> None:
+        if (task := self._tasks.get(key)) is not None:
+            self._cancelled.add(key)
             task.cancel()

@@ -6,12 +6,14 @@ records of one shape. Problems are gathered with their dotted paths, never raise
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from ksi_mcp.compositions.model import Problem, parse_reference, shorten, text_of
+from ksi_mcp.budgets.model import POLICIES, Policy
+from ksi_mcp.compositions.model import parse_reference, shorten, text_of
+from ksi_mcp.compositions.reading import Problems, join, kind_of, mapping, positive, whole
+from ksi_mcp.compositions.settings import settings_of
 from ksi_mcp.errors import Invalid
 from ksi_mcp.events.patterns import check_pattern
 from ksi_mcp.permissions import AGENT_CAPABILITIES, Capability
@@ -24,7 +26,6 @@ _ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _COMPOSITION_KEYS: Final = ("composition", "profile", "component", "extends")
 _PROMPT_KEYS: Final = ("prompt", "system_prompt", "prompt_template", "instructions")
-_WHOLE_SETTINGS: Final = ("max_tokens", "max_tool_rounds", "context_messages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +35,18 @@ class BudgetWish:
     usd: float | None = None
     tokens: int | None = None
     turns: int | None = None
-    fallback: str | None = None
-    """What to do at the limit, as the document words it: `deny`, `downgrade`, ..."""
+    seconds: int | None = None
+    """Of wall-clock time since the account was opened."""
+    policy: Policy | None = None
+    """What happens at the limit, where the document says so."""
 
     def __bool__(self) -> bool:
-        return any(limit is not None for limit in (self.usd, self.tokens, self.turns))
+        return any(limit is not None for limit in (self.usd, self.tokens, self.turns, self.seconds))
+
+    def over(self, base: BudgetWish) -> BudgetWish:
+        """This wish, and what it leaves out as another has it."""
+        own = asdict(self)
+        return replace(base, **{key: value for key, value in own.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +62,7 @@ class AgentDraft:
     provider: str | None = None
     budget: BudgetWish = field(default_factory=BudgetWish)
     settings: dict[str, Any] = field(default_factory=dict)
-    """`max_tokens`, `max_tool_rounds`, `effort`, `timeout_s` and whatever else stood under `settings`."""
+    """How its model is called (see `settings_of`), and whatever else stood under `settings`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,24 +86,6 @@ class Variable:
     default: Any = None
     required: bool = True
     description: str = ""
-
-
-class Problems:
-    """Gathers what is wrong, each with its place."""
-
-    def __init__(self) -> None:
-        self.found: list[Problem] = []
-
-    def add(self, path: str, message: str) -> None:
-        """Note one."""
-        self.found.append(Problem(path=path, message=message))
-
-    def text(self, value: object, path: str) -> str | None:
-        """`value` as text, or None after noting that it is none."""
-        if value is None or isinstance(value, str):
-            return value
-        self.add(path, f"must be text, not {kind_of(value)}")
-        return None
 
 
 def agents_of(document: dict[str, Any], problems: Problems) -> tuple[AgentDraft, ...]:
@@ -143,7 +133,7 @@ def agent_of(role: str, body: object, path: str, problems: Problems) -> AgentDra
         role=role,
         composition=_reference(body, path, problems),
         prompt=next((problems.text(body[key], f"{path}.{key}") for key in _PROMPT_KEYS if key in body), None),
-        vars=_mapping(body.get("vars", body.get("variables")), f"{path}.vars", problems),
+        vars=mapping(body.get("vars", body.get("variables")), f"{path}.vars", problems),
         capabilities=capabilities_of(body.get("capabilities"), f"{path}.capabilities", problems),
         model=problems.text(body.get("model"), f"{path}.model"),
         provider=problems.text(body.get("provider"), f"{path}.provider"),
@@ -157,7 +147,7 @@ def profile_of(document: dict[str, Any], role: str, problems: Problems) -> Agent
     return AgentDraft(
         role=role,
         prompt=text_of(document) or None,
-        vars=_mapping(document.get("vars"), "vars", problems),
+        vars=mapping(document.get("vars"), "vars", problems),
         capabilities=capabilities_of(document.get("capabilities"), "capabilities", problems),
         model=problems.text(document.get("model"), "model"),
         provider=problems.text(document.get("provider"), "provider"),
@@ -184,26 +174,6 @@ def capabilities_of(value: object, path: str, problems: Problems) -> tuple[Capab
     return tuple(name for name in AGENT_CAPABILITIES if name in value)
 
 
-def settings_of(body: dict[str, Any], path: str, problems: Problems) -> dict[str, Any]:
-    """How an agent's model is called."""
-    settings = dict(_mapping(body.get("settings"), join(path, "settings"), problems))
-    for key in (*_WHOLE_SETTINGS, "effort", "timeout_s"):
-        if body.get(key) is not None:
-            settings[key] = body[key]
-    for key in _WHOLE_SETTINGS:
-        if key in settings and (whole := _whole(settings[key])) is not None:
-            settings[key] = whole
-        elif key in settings:
-            problems.add(join(path, key), f"must be a whole number above 0, not {shorten(str(settings[key]))!r}")
-    if "timeout_s" in settings and (seconds := _positive(settings["timeout_s"])) is not None:
-        settings["timeout_s"] = seconds
-    elif "timeout_s" in settings:
-        problems.add(join(path, "timeout_s"), "must be a number of seconds above 0")
-    if "effort" in settings:
-        problems.text(settings["effort"], join(path, "effort"))
-    return settings
-
-
 def rules_of(document: dict[str, Any], roles: tuple[str, ...], problems: Problems) -> tuple[StaticRule, ...]:
     """The static routing of a pattern. `to: *` stands for every role but the source."""
     routing, where = document.get("routing"), "routing"
@@ -223,29 +193,35 @@ def rules_of(document: dict[str, Any], roles: tuple[str, ...], problems: Problem
 
 
 def budget_of(body: dict[str, Any], path: str, problems: Problems) -> BudgetWish:
-    """The budget asked for, under `budget` or under KSI's `orchestration.budget_limit`."""
+    """The budget asked for, under `budget` or under KSI's `orchestration.budget_limit`.
+
+    KSI's `fallback_strategy` is the policy; its `cost_check_interval` has nothing left to say, since every call is
+    checked before it leaves.
+    """
     wish, where = body.get("budget"), join(path, "budget")
     orchestration = body.get("orchestration")
-    fallback = None
+    policy = None
     if isinstance(orchestration, dict):
-        fallback = problems.text(orchestration.get("fallback_strategy"), join(path, "orchestration.fallback_strategy"))
+        strategy = join(path, "orchestration.fallback_strategy")
+        policy = _policy(orchestration.get("fallback_strategy"), strategy, problems)
         if wish is None:
             wish, where = orchestration.get("budget_limit"), join(path, "orchestration.budget_limit")
     if wish is None:
-        return BudgetWish(fallback=fallback)
+        return BudgetWish(policy=policy)
     if not isinstance(wish, dict):
         wish = {"usd": wish}
     limits: dict[str, Any] = {}
     for key, aliases, read in (
         ("usd", ("usd", "limit_usd", "max_usd"), _usd),
-        ("tokens", ("tokens", "max_tokens"), _whole),
-        ("turns", ("turns", "max_turns"), _whole),
+        ("tokens", ("tokens", "max_tokens"), whole),
+        ("turns", ("turns", "max_turns"), whole),
+        ("seconds", ("seconds", "max_seconds"), whole),
     ):
         raw = next((wish[alias] for alias in aliases if wish.get(alias) is not None), None)
         limits[key] = read(raw) if raw is not None else None
         if raw is not None and limits[key] is None:
             problems.add(f"{where}.{key}", f"{shorten(str(raw))!r} is not an amount above 0")
-    return BudgetWish(**limits, fallback=fallback)
+    return BudgetWish(**limits, policy=_policy(wish.get("policy"), f"{where}.policy", problems) or policy)
 
 
 def variables_of(document: dict[str, Any], problems: Problems) -> dict[str, Variable]:
@@ -258,7 +234,7 @@ def variables_of(document: dict[str, Any], problems: Problems) -> dict[str, Vari
             if isinstance(item, str) or (isinstance(item, dict) and isinstance(item.get("name"), str))
         }
     found: dict[str, Variable] = {}
-    for name, spec in _mapping(variables, "variables", problems).items():
+    for name, spec in mapping(variables, "variables", problems).items():
         if not _VARIABLE.fullmatch(name):
             problems.add(f"variables.{shorten(name)}", "is not a name that {{...}} can hold")
         elif isinstance(spec, dict) and not spec.keys() - {"name", "default", "required", "description", "type"}:
@@ -270,17 +246,6 @@ def variables_of(document: dict[str, Any], problems: Problems) -> dict[str, Vari
         else:
             found[name] = Variable(name=name, default=spec, required=spec is None)
     return found
-
-
-def join(path: str, key: str) -> str:
-    """A dotted path one step further."""
-    return f"{path}.{key}" if path else key
-
-
-def kind_of(value: object) -> str:
-    """What a value is, in YAML's words."""
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "yes or no", type(None): "nothing"}
-    return names.get(type(value), "a number")
 
 
 def _rule(entry: object, path: str, roles: tuple[str, ...], problems: Problems) -> StaticRule | None:
@@ -306,7 +271,7 @@ def _rule(entry: object, path: str, roles: tuple[str, ...], problems: Problems) 
     if priority is not None and not (type(priority) is int and 0 <= priority <= MAX_PRIORITY):
         problems.add(f"{path}.priority", f"must be a whole number from 0 to {MAX_PRIORITY}")
     ttl = entry.get("ttl_s", entry.get("ttl"))
-    if ttl is not None and _positive(ttl) is None:
+    if ttl is not None and positive(ttl) is None:
         problems.add(f"{path}.ttl", "must be a number of seconds above 0")
     if len(problems.found) > before:
         return None
@@ -317,7 +282,7 @@ def _rule(entry: object, path: str, roles: tuple[str, ...], problems: Problems) 
         condition=condition,
         mapping=mapping,
         priority=priority,
-        ttl_s=_positive(ttl),
+        ttl_s=positive(ttl),
     )
 
 
@@ -348,28 +313,15 @@ def _reference(body: dict[str, Any], path: str, problems: Problems) -> str | Non
     return f"{name}@{version}" if version else name
 
 
-def _mapping(value: object, path: str, problems: Problems) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    if value is not None:
-        problems.add(path, f"must be a mapping, not {kind_of(value)}")
-    return {}
-
-
-def _whole(value: object) -> int | None:
-    number = _positive(value)
-    return int(number) if number is not None and number == int(number) else None
+def _policy(value: object, path: str, problems: Problems) -> Policy | None:
+    if value is None:
+        return None
+    word = value.strip().lower() if isinstance(value, str) else value
+    found = next((policy for policy in POLICIES if policy == word), None)
+    if found is None:
+        problems.add(path, f"{shorten(str(value))!r} is not a policy; there are {', '.join(POLICIES)}")
+    return found
 
 
 def _usd(value: object) -> float | None:
-    return _positive(value.strip().removeprefix("$").removesuffix("USD") if isinstance(value, str) else value)
-
-
-def _positive(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) and number > 0 else None
+    return positive(value.strip().removeprefix("$").removesuffix("USD") if isinstance(value, str) else value)

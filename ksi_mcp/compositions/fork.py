@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ksi_mcp import yamlio
-from ksi_mcp.compositions.drafts import kind_of
 from ksi_mcp.compositions.model import DEFAULT_VERSION, Composition, shorten
+from ksi_mcp.compositions.reading import kind_of
 from ksi_mcp.errors import Invalid
 
 MAX_MODIFICATIONS: Final = 200

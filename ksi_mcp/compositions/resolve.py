@@ -15,7 +15,6 @@ from ksi_mcp import templates
 from ksi_mcp.compositions.drafts import (
     AgentDraft,
     BudgetWish,
-    Problems,
     StaticRule,
     Variable,
     agents_of,
@@ -33,6 +32,7 @@ from ksi_mcp.compositions.model import (
     shorten,
     text_of,
 )
+from ksi_mcp.compositions.reading import Problems
 from ksi_mcp.errors import Invalid, NotFound
 
 MAX_PROMPT_CHARS: Final = 200_000
@@ -181,7 +181,7 @@ class _Filler:
             capabilities=agent.capabilities if agent.capabilities is not None else base.capabilities,
             model=agent.model or base.model,
             provider=agent.provider or base.provider,
-            budget=agent.budget or base.budget,
+            budget=agent.budget.over(base.budget),
             settings={**base.settings, **agent.settings},
         )
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -18,6 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ksi_mcp.ids import new_id
+
+MOST_FOLDERS = 1_000
+"""So many are looked at in one go."""
+_FOLDER = re.compile(r"ksi-\d+-[0-9a-f]{16}")
+_BELL = re.compile(r"\d+-b_[0-9a-z]+")
 
 
 class Doorbell:
@@ -42,7 +48,11 @@ class Doorbell:
         bell.setblocking(False)
         self._own = self._folder / f"{os.getpid()}-{new_id('b')}"
         try:
-            bell.bind(str(self._own))
+            try:
+                bell.bind(str(self._own))
+            except FileNotFoundError:  # somebody else cleared the folder away before we were in it
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+                bell.bind(str(self._own))
         except OSError:
             bell.close()
             self._own = None
@@ -96,10 +106,48 @@ class Doorbell:
                     other.unlink()
 
     def _private_folder(self) -> bool:
-        """A folder that only this user can enter: anything else might be another user's trap."""
-        try:
+        with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            facts = self._folder.lstat()
-        except OSError:
-            return False
-        return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
+        return _is_private(self._folder)
+
+
+def clear_away_the_dead() -> int:
+    """Remove what processes that were killed have left behind of this user's, on any data folder; how many folders.
+
+    Who is dead is asked of the sockets themselves: nobody answers at those of a process that is gone, whatever
+    process has its number by now.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        return 0
+    removed = 0
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        mine = [Path(each.path) for each in entries if _FOLDER.fullmatch(each.name) and _is_private(Path(each.path))]
+        for folder in mine[:MOST_FOLDERS]:
+            removed += _clear(folder)
+    return removed
+
+
+def _clear(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            if not _BELL.fullmatch(file.name) or not stat.S_ISSOCK(file.lstat().st_mode):
+                return False
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+                try:
+                    asking.connect(str(file))
+                except ConnectionRefusedError:
+                    file.unlink(missing_ok=True)
+                else:
+                    return False
+        folder.rmdir()
+        return True
+    return False
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is a folder that only this user can enter: anything else might be another user's trap."""
+    try:
+        facts = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077

@@ -33,24 +33,44 @@ def migrate(connection: sqlite3.Connection, *, now_ms: int) -> int:
             f"the data folder's database has schema {have}, this version of ksi_mcp knows {known}",
             hint="install the newer ksi_mcp again, or choose another data folder with --home",
         )
-    for version, name, script in steps:
-        if version <= have:
-            continue
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            # Another process may have been faster between the look and the lock.
-            if version > _version(connection):
-                for statement in split_script(script):
-                    connection.execute(statement)
-                connection.execute(
-                    "INSERT INTO migration (version, name, applied_at_ms) VALUES (?, ?, ?)", (version, name, now_ms)
-                )
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+    missing = [step for step in steps if step[0] > have]
+    if not missing:
+        return known
+    # A table is changed by making it anew, which others that refer to it must not notice; each step checks at its end.
+    enforced = connection.execute("PRAGMA foreign_keys").fetchone()[0]
+    connection.execute("PRAGMA foreign_keys = OFF")
+    try:
+        for version, name, script in missing:
+            _apply(connection, version, name, script, now_ms=now_ms)
+    finally:
+        connection.execute(f"PRAGMA foreign_keys = {enforced}")
     return known
+
+
+def _apply(connection: sqlite3.Connection, version: int, name: str, script: str, *, now_ms: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Another process may have been faster between the look and the lock.
+        if version > _version(connection):
+            for statement in split_script(script):
+                connection.execute(statement)
+            _check_references(connection, version)
+            connection.execute(
+                "INSERT INTO migration (version, name, applied_at_ms) VALUES (?, ?, ?)", (version, name, now_ms)
+            )
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _check_references(connection: sqlite3.Connection, version: int) -> None:
+    if (broken := connection.execute("PRAGMA foreign_key_check").fetchone()) is not None:
+        raise StoreError(
+            f"the database cannot be brought to schema {version}: a row of {broken[0]} refers to nothing",
+            hint="restore the data folder from a copy, and report this",
+        )
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -57,9 +57,12 @@ CREATE TABLE delayed_event (
     event      TEXT    NOT NULL,
     data       TEXT    NOT NULL,
     condition  TEXT,
-    context    TEXT    NOT NULL                    -- JSON: on whose authority, because of what
+    context    TEXT    NOT NULL,                   -- JSON: on whose authority, because of what
+    orchestration_id TEXT,
+    held       INTEGER NOT NULL DEFAULT 0          -- 1: its run is suspended, due_ms is what remained
 );
-CREATE INDEX delayed_event_due ON delayed_event (due_ms);
+CREATE INDEX delayed_event_waiting ON delayed_event (due_ms) WHERE held = 0;
+CREATE INDEX delayed_event_by_orchestration ON delayed_event (orchestration_id) WHERE orchestration_id IS NOT NULL;
 
 -- A client may repeat a call after a time-out: the key returns the first call's result.
 CREATE TABLE idempotency (
@@ -85,7 +88,13 @@ CREATE TABLE account (
     spent_tokens        INTEGER NOT NULL DEFAULT 0,
     reserved_tokens     INTEGER NOT NULL DEFAULT 0 CHECK (reserved_tokens >= 0),
     spent_turns         INTEGER NOT NULL DEFAULT 0,
-    closed              INTEGER NOT NULL DEFAULT 0 -- 1: an overrun was booked, nothing more is reserved
+    closed              INTEGER NOT NULL DEFAULT 0, -- 1: an overrun was booked, nothing more is reserved
+    limit_seconds       INTEGER,                   -- of wall-clock time since opened_at_ms, pauses left out
+    opened_at_ms        INTEGER,
+    paused_ms           INTEGER NOT NULL DEFAULT 0,
+    policy              TEXT    NOT NULL DEFAULT 'deny' CHECK (policy IN ('deny', 'downgrade', 'park', 'terminate')),
+    notified            INTEGER NOT NULL DEFAULT 0, -- the highest share of a limit that was reported, in per cent
+    configured          TEXT                       -- of global: JSON, the limits of the configuration when last read
 );
 CREATE INDEX account_children ON account (parent_id);
 
@@ -98,7 +107,8 @@ CREATE TABLE hold (
     reserved_tokens     INTEGER NOT NULL,
     cost_usd_micros     INTEGER,                   -- once settled
     cost_tokens         INTEGER,
-    uncertain           INTEGER NOT NULL DEFAULT 0 -- 1: settled in full, the true cost was not learned
+    uncertain           INTEGER NOT NULL DEFAULT 0, -- 1: settled in full, the true cost was not learned
+    path                TEXT                       -- a JSON list: every account that it was set aside in
 );
 CREATE INDEX hold_open ON hold (turn_id) WHERE state IN ('reserved', 'sent');
 
@@ -109,7 +119,7 @@ CREATE TABLE orchestration (
     orchestration_id TEXT    NOT NULL UNIQUE,
     pattern          TEXT    NOT NULL,
     pattern_hash     TEXT    NOT NULL,
-    state            TEXT    NOT NULL CHECK (state IN ('running', 'completed', 'failed', 'stopped')),
+    state            TEXT    NOT NULL CHECK (state IN ('running', 'suspended', 'completed', 'failed', 'stopped')),
     orchestrator     TEXT    NOT NULL CHECK (orchestrator IN ('client', 'agent')),
     vars             TEXT    NOT NULL,             -- a JSON object
     max_depth        INTEGER NOT NULL,
@@ -119,7 +129,12 @@ CREATE TABLE orchestration (
     outcome          TEXT,
     score            REAL,
     metrics          TEXT,                         -- a JSON object
-    summary          TEXT
+    summary          TEXT,
+    suspended_at_ms  INTEGER,
+    origin_id        TEXT,                         -- the run whose checkpoint it was made from
+    draining         TEXT,                         -- a JSON object: how it ends once its turns have
+    checkpoint_every INTEGER,                      -- so many turns; NULL: only when somebody asks
+    since_checkpoint INTEGER NOT NULL DEFAULT 0    -- turns that ended since the last automatic one
 );
 CREATE INDEX orchestration_by_state ON orchestration (state, n);
 CREATE INDEX orchestration_by_creator ON orchestration (created_by);
@@ -140,12 +155,16 @@ CREATE TABLE agent (
     created_by       TEXT    NOT NULL,
     created_at_ms    INTEGER NOT NULL,
     last_active_ms   INTEGER NOT NULL,
-    ended_at_ms      INTEGER
+    ended_at_ms      INTEGER,
+    draining         INTEGER NOT NULL DEFAULT 0,   -- 1: it takes no more messages and ends with its last turn
+    successor_id     TEXT,                         -- the agent that took over from it
+    respawns         INTEGER NOT NULL DEFAULT 0    -- how many stood before it in its place
 );
 -- A live agent's name is taken within its orchestration (and, outside of any, on the whole server).
 CREATE UNIQUE INDEX agent_live_name ON agent (COALESCE(orchestration_id, ''), name) WHERE status = 'active';
 CREATE INDEX agent_by_parent ON agent (parent_id);
 CREATE INDEX agent_by_orchestration ON agent (orchestration_id);
+CREATE INDEX agent_by_successor ON agent (successor_id) WHERE successor_id IS NOT NULL;
 
 ------------------------------------------------------------------------------------------ queues
 
@@ -153,7 +172,8 @@ CREATE INDEX agent_by_orchestration ON agent (orchestration_id);
 CREATE TABLE session (
     session_id TEXT    PRIMARY KEY,                -- the agent's id
     tail       INTEGER NOT NULL DEFAULT 0,         -- turns ever put in
-    pending    INTEGER NOT NULL DEFAULT 0          -- turns not finished, the head among them
+    pending    INTEGER NOT NULL DEFAULT 0,         -- turns not finished, the head among them
+    suspended  INTEGER NOT NULL DEFAULT 0          -- 1: no turn of it starts
 );
 
 CREATE TABLE turn (
@@ -163,7 +183,8 @@ CREATE TABLE turn (
     seq              INTEGER NOT NULL,
     priority         INTEGER NOT NULL DEFAULT 0,   -- higher first, inside the session
     state            TEXT    NOT NULL CHECK (state IN
-                     ('queued', 'ready', 'running', 'retrying', 'blocked', 'done', 'failed', 'cancelled', 'timed_out')),
+                     ('queued', 'ready', 'running', 'retrying', 'blocked', 'parked',
+                      'done', 'failed', 'cancelled', 'timed_out')),
     run_at_ms        INTEGER NOT NULL,             -- not before
     orchestration_id TEXT,
     provider         TEXT    NOT NULL,
@@ -189,11 +210,26 @@ CREATE TABLE turn (
     created_at_ms    INTEGER NOT NULL,
     started_at_ms    INTEGER,
     finished_at_ms   INTEGER,
+    held             INTEGER NOT NULL DEFAULT 0,   -- 1: its session is suspended
+    parked_on        TEXT CHECK (parked_on IN ('answer', 'budget', 'breaker')),
+    question         TEXT,                         -- JSON: what somebody has to answer, while parked
+    expect           TEXT,                         -- JSON: what its reply must be like
+    checks           INTEGER NOT NULL DEFAULT 0,   -- replies that were not like that
+    cache            TEXT CHECK (cache IN ('exact')),
+    link             INTEGER NOT NULL DEFAULT 0,   -- which of its agent's models is asked: 0 is the first choice
+    first_error      TEXT,                         -- why the first choice did not answer
+    reused           INTEGER NOT NULL DEFAULT 0,   -- rounds whose answer was there already
+    answered_by      TEXT,                         -- who answered it instead of a model
+    moved_from       TEXT,                         -- the session it was put into first
+    rescues          INTEGER NOT NULL DEFAULT 0,   -- how often supervision started it again
     UNIQUE (session_id, seq)
 );
 -- At most one turn of a session is at its head: the law of the lane, held by the database itself.
-CREATE UNIQUE INDEX turn_head ON turn (session_id) WHERE state IN ('ready', 'running', 'retrying', 'blocked');
-CREATE INDEX turn_ready ON turn (run_at_ms, n) WHERE state IN ('ready', 'retrying');
+CREATE UNIQUE INDEX turn_head ON turn (session_id) WHERE state IN ('ready', 'running', 'retrying', 'blocked', 'parked');
+-- Only what may run: heads of sessions that are not suspended. What is parked on a breaker runs again by itself.
+CREATE INDEX turn_ready ON turn (provider, run_at_ms, n)
+    WHERE held = 0 AND (state IN ('ready', 'retrying') OR (state = 'parked' AND parked_on = 'breaker'));
+CREATE INDEX turn_parked ON turn (parked_on, blocked_on) WHERE state = 'parked';
 CREATE INDEX turn_blocked ON turn (blocked_on) WHERE state = 'blocked';
 CREATE INDEX turn_waiting ON turn (session_id, priority DESC, seq) WHERE state = 'queued';
 CREATE INDEX turn_by_orchestration ON turn (orchestration_id, n) WHERE orchestration_id IS NOT NULL;
@@ -212,7 +248,7 @@ CREATE TABLE provider_call (
     turn_id         TEXT    NOT NULL REFERENCES turn (turn_id),
     round           INTEGER NOT NULL,
     attempt         INTEGER NOT NULL,              -- the turn's attempt that made it
-    hold_id         TEXT    NOT NULL REFERENCES hold (hold_id),
+    hold_id         TEXT    NOT NULL,              -- no reference: it would cost a look-up a call, and an index
     provider        TEXT    NOT NULL,
     model           TEXT    NOT NULL,
     state           TEXT    NOT NULL CHECK (state IN ('sent', 'answered', 'failed', 'uncertain')),
@@ -224,8 +260,12 @@ CREATE TABLE provider_call (
     cache_tokens    INTEGER NOT NULL DEFAULT 0,
     cost_usd_micros INTEGER NOT NULL DEFAULT 0,
     sent_at_ms      INTEGER NOT NULL,
-    ended_at_ms     INTEGER
+    ended_at_ms     INTEGER,
+    request_hash    TEXT,                          -- of all that the model was shown
+    reused_from     INTEGER                        -- the call that bought this answer
 );
+CREATE INDEX provider_call_by_request ON provider_call (request_hash)
+    WHERE state = 'answered' AND request_hash IS NOT NULL;
 CREATE UNIQUE INDEX provider_call_answer ON provider_call (turn_id, round) WHERE state = 'answered';
 CREATE INDEX provider_call_by_turn ON provider_call (turn_id, call_id);
 
@@ -239,6 +279,87 @@ CREATE TABLE tool_call (
     is_error INTEGER NOT NULL,
     at_ms    INTEGER NOT NULL,
     PRIMARY KEY (turn_id, round, idx)
+);
+
+-- What is said to the model after a round that called no tools: why its reply was not taken, or what was put in.
+CREATE TABLE round_note (
+    turn_id TEXT    NOT NULL REFERENCES turn (turn_id),
+    round   INTEGER NOT NULL,
+    text    TEXT    NOT NULL,
+    at_ms   INTEGER NOT NULL,
+    PRIMARY KEY (turn_id, round)
+);
+
+-- Words put into a conversation; they wait for the next turn that starts, and then belong to it.
+CREATE TABLE injection (
+    injection_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    session_id   TEXT    NOT NULL REFERENCES session (session_id),
+    position     TEXT    NOT NULL CHECK (position IN ('before', 'after', 'system')),
+    content      TEXT    NOT NULL,
+    created_by   TEXT    NOT NULL,
+    turn_id      TEXT,                             -- NULL: it waits
+    at_ms        INTEGER NOT NULL
+);
+CREATE INDEX injection_waiting ON injection (session_id) WHERE turn_id IS NULL;
+CREATE INDEX injection_by_turn ON injection (turn_id) WHERE turn_id IS NOT NULL;
+
+-- Answers of a time line that was left (by a restore): bought once, so they are given instead of buying them again.
+CREATE TABLE reusable (
+    reusable_id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    orchestration_id TEXT    NOT NULL,
+    agent_name       TEXT    NOT NULL,
+    request_hash     TEXT    NOT NULL,
+    call_id          INTEGER NOT NULL REFERENCES provider_call (call_id),
+    used_by          TEXT                          -- the turn that took it
+);
+CREATE INDEX reusable_free ON reusable (orchestration_id, request_hash, agent_name) WHERE used_by IS NULL;
+CREATE INDEX reusable_by_call ON reusable (call_id);
+
+-- One row a provider and model family that failed of late.
+CREATE TABLE breaker (
+    provider   TEXT    NOT NULL,
+    family     TEXT    NOT NULL,
+    state      TEXT    NOT NULL CHECK (state IN ('closed', 'open', 'half_open')),
+    failures   TEXT    NOT NULL,                   -- a JSON list: when, in ms, within the window
+    opened_at_ms INTEGER,
+    probe_turn TEXT,                               -- whose call is the probe
+    probe_at_ms INTEGER,
+    PRIMARY KEY (provider, family)
+);
+
+-- The process that runs turns says so here; one that says nothing while it holds the lock hangs.
+CREATE TABLE worker (
+    worker_id     TEXT    PRIMARY KEY,
+    pid           INTEGER NOT NULL,
+    host          TEXT    NOT NULL,
+    process_start TEXT    NOT NULL,                -- so that a reused pid is not taken for it
+    started_at_ms INTEGER NOT NULL,
+    beat          INTEGER NOT NULL,                -- counts up; its change is the sign of life, not its time
+    beat_ms       INTEGER NOT NULL
+);
+
+-- A run as it stood: enough to go back to it, or to make another run of it.
+CREATE TABLE checkpoint (
+    n                INTEGER PRIMARY KEY AUTOINCREMENT,
+    checkpoint_id    TEXT    NOT NULL UNIQUE,
+    orchestration_id TEXT    NOT NULL REFERENCES orchestration (orchestration_id),
+    label            TEXT,
+    automatic        INTEGER NOT NULL,
+    turns            INTEGER NOT NULL,             -- finished by then
+    event_id         INTEGER NOT NULL,             -- the newest event by then
+    snapshot         TEXT    NOT NULL,             -- JSON
+    at_ms            INTEGER NOT NULL,
+    left_by          TEXT                          -- the earlier checkpoint that its run went back to since
+);
+CREATE INDEX checkpoint_by_orchestration ON checkpoint (orchestration_id, n);
+
+-- Tool results of a time line that was left, whose effect stays: with the same answer they are given, not done again.
+CREATE TABLE kept_result (
+    turn_id TEXT    NOT NULL,
+    round   INTEGER NOT NULL,
+    idx     INTEGER NOT NULL,
+    PRIMARY KEY (turn_id, round, idx),
+    FOREIGN KEY (turn_id, round, idx) REFERENCES tool_call (turn_id, round, idx) ON DELETE CASCADE
 );
 
 ----------------------------------------------------------------------------------------- routing
@@ -259,7 +380,8 @@ CREATE TABLE rule (
     created_at_ms    INTEGER NOT NULL,
     expires_at_ms    INTEGER,
     deleted_at_ms    INTEGER,                      -- a tombstone, so that other processes notice
-    metadata         TEXT    NOT NULL              -- a JSON object
+    metadata         TEXT    NOT NULL,             -- a JSON object
+    remaining_ms     INTEGER                       -- of its life, while its run is suspended
 );
 CREATE INDEX rule_by_version ON rule (version);
 CREATE INDEX rule_by_scope ON rule (scope) WHERE deleted_at_ms IS NULL;

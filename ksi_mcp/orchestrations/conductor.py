@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Final
 
 from ksi_mcp.agents import reach
-from ksi_mcp.agents.model import Agent, AgentSpec, check_within
+from ksi_mcp.agents.model import Agent, AgentSpec, agent_of, check_within
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import GLOBAL
@@ -17,14 +18,21 @@ from ksi_mcp.compositions.library import Library
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, Invalid, NotFound
 from ksi_mcp.events.journal import Recorder
-from ksi_mcp.events.model import encode_json
+from ksi_mcp.events.model import Event, encode_json
 from ksi_mcp.events.store import MAX_CURSOR_CHARS
 from ksi_mcp.ids import OrchestrationId, new_id
-from ksi_mcp.orchestrations.model import Ending, Orchestration, QueueState, StartPlan, orchestration_of
-from ksi_mcp.permissions import Context, system_context
+from ksi_mcp.orchestrations.checkpoints import Vault
+from ksi_mcp.orchestrations.forking import Forker
+from ksi_mcp.orchestrations.model import ENDED, Ending, Orchestration, QueueState, StartPlan, orchestration_of
+from ksi_mcp.orchestrations.restoring import Restorer
+from ksi_mcp.orchestrations.suspension import Suspension
+from ksi_mcp.permissions import SYSTEM, Context, system_context
 from ksi_mcp.queues.model import Turn
+from ksi_mcp.routing.outbox import event_context
 from ksi_mcp.routing.router import Router
 from ksi_mcp.routing.rules import AGENT, Rule, RuleDraft
+
+TURN_ENDS: Final = frozenset({"completion:result", "completion:failed", "completion:cancelled"})
 
 
 class Conductor:
@@ -36,6 +44,15 @@ class Conductor:
         self._roster = roster
         self._router = router
         self._ledger = ledger
+        self.suspension = Suspension(journal, ledger)
+        self.vault = Vault(journal)
+        self.restorer = Restorer(journal, self.suspension)
+        self.forker = Forker(journal, ledger)
+
+    def listen(self) -> None:
+        """Hear, from now on, how turns end and which limits end a run. After those who take a lost turn up again."""
+        self._router.listen(TURN_ENDS, self._turn_ended)
+        self._router.listen(("budget:terminate",), self._limit_reached)
 
     def start(self, tx: Tx, ctx: Context, plan: StartPlan) -> tuple[Orchestration, list[Agent], list[Rule]]:
         """Open a run: its account, its agents, its static rules, all or nothing."""
@@ -57,6 +74,9 @@ class Conductor:
                 "now_ms": tx.now_ms,
             },
         )
+        if plan.checkpoint_every is not None:
+            every = {"orchestration_id": orchestration_id, "every": plan.checkpoint_every}
+            tx.run("orchestrations.set_checkpoint_every", every)
         # What an agent starts is paid from its own account, so no run can be a way around a limit.
         parent = ctx.actor.agent_id or GLOBAL
         self._ledger.open(tx, orchestration_id, parent_id=parent, limits=plan.limits)
@@ -161,6 +181,7 @@ class Conductor:
         if changed == 0:
             raise Conflict(f"orchestration {run.orchestration_id} is {run.state} already", hint="nothing was changed")
         inside = replace(ctx, orchestration_id=run.orchestration_id)
+        tx.run("orchestrations.drop_held_delayed", {"orchestration_id": run.orchestration_id})
         agents = self._roster.living_in(tx, run.orchestration_id)
         cancelled: list[Turn] = []
         for agent in agents:
@@ -180,6 +201,60 @@ class Conductor:
             inside,
         )
         return self.get(tx, run.orchestration_id), agents, cancelled
+
+    def drain(self, tx: Tx, ctx: Context, run: Orchestration, ending: Ending) -> Orchestration:
+        """End a run once its turns have ended: until then its agents take no more messages.
+
+        Raises:
+            Conflict: it has ended, or its turns do not run.
+        """
+        values = {"orchestration_id": run.orchestration_id, "ending": encode_json("ending", asdict(ending))}
+        if tx.run("orchestrations.drain", values) == 0:
+            hint = "nothing was changed" if run.state in ENDED else "resume it first, or end it with mode='now'"
+            raise Conflict(f"orchestration {run.orchestration_id} is {run.state}", hint=hint)
+        tx.run("orchestrations.drain_agents", {"orchestration_id": run.orchestration_id})
+        pending = self._pending(tx, run.orchestration_id)
+        facts = {"orchestration": run.orchestration_id, "pattern": run.pattern, "pending": pending}
+        inside = replace(ctx, orchestration_id=run.orchestration_id)
+        self._journal.record(tx, "orchestration:draining", facts, inside)
+        if not pending:
+            self.end(tx, ctx, run, ending)
+        return self.get(tx, run.orchestration_id)
+
+    def _turn_ended(self, tx: Tx, event: Event) -> None:
+        """A turn of a run has ended: the last one of a run that drains, or the one after which it is kept."""
+        if event.orchestration_id is None:
+            return
+        own = {"orchestration_id": event.orchestration_id}
+        row = tx.one("orchestrations.turn_ended", own)
+        if row is None:
+            return
+        ctx = event_context(event, SYSTEM)
+        if row["draining"] and self._pending(tx, event.orchestration_id) == 0:
+            run = self.get(tx, event.orchestration_id)
+            if run.draining is not None:
+                self.end(tx, ctx, run, run.draining)
+        elif row["checkpoint_every"] is not None and row["since_checkpoint"] >= row["checkpoint_every"]:
+            tx.run("orchestrations.counted", own)
+            self.vault.create(tx, ctx, self.get(tx, event.orchestration_id), automatic=True)
+
+    def _limit_reached(self, tx: Tx, event: Event) -> None:
+        """An account whose policy is `terminate` is used up: what it belongs to ends, a run or an agent."""
+        account, ctx = str(event.data["account"]), event_context(event, SYSTEM)
+        reason = str(event.data["reason"])
+        if (row := tx.one("orchestrations.one", {"orchestration_id": account})) is not None:
+            run = orchestration_of(row)
+            if run.state not in ENDED:
+                self.end(tx, ctx, run, Ending(state="stopped", summary=reason))
+            return
+        # The account of all is nobody's own: whose turn could not be paid ends.
+        row = tx.one("agents.one", {"agent_id": account}) or tx.one("agents.one", {"agent_id": event.agent_id})
+        if row is not None and row["status"] == "active":
+            self.end_agent(tx, ctx, agent_of(row), reason=reason)
+
+    def _pending(self, tx: Tx, orchestration_id: str) -> int:
+        row = tx.one("orchestrations.pending", {"orchestration_id": orchestration_id})
+        return 0 if row is None else int(row["turns"])
 
     def end_agent(self, tx: Tx, ctx: Context, agent: Agent, *, reason: str) -> list[Turn]:
         """End one agent and the rules that live with it; the turns cancelled by it."""

@@ -13,7 +13,10 @@ from ksi_mcp.compositions.resolve import Resolved
 from ksi_mcp.db import Row
 from ksi_mcp.ids import OrchestrationId
 
-OrchestrationState = Literal["running", "completed", "failed", "stopped"]
+OrchestrationState = Literal["running", "suspended", "completed", "failed", "stopped"]
+ENDED: frozenset[str] = frozenset({"completed", "failed", "stopped"})
+Mode = Literal["drain", "now"]
+"""`drain` lets turns stop by themselves, `now` stops them at once."""
 Orchestrator = Literal["client", "agent"]
 
 
@@ -27,6 +30,8 @@ class StartPlan:
     limits: Limits
     orchestrator: Orchestrator
     max_depth: int
+    checkpoint_every: int | None = None
+    """Turns between two automatic checkpoints; None: none are made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,11 @@ class Orchestration:
     score: float | None
     metrics: dict[str, Any] | None
     summary: str | None
+    suspended_at_ms: int | None
+    origin_id: str | None
+    """The run whose checkpoint it was made from."""
+    draining: Ending | None
+    """How it will end once its turns have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,4 +85,5 @@ def orchestration_of(row: Row) -> Orchestration:
     fields = {name: row[name] for name in Orchestration.__slots__}
     fields["vars"] = json.loads(row["vars"])
     fields["metrics"] = None if row["metrics"] is None else json.loads(row["metrics"])
+    fields["draining"] = None if row["draining"] is None else Ending(**json.loads(row["draining"]))
     return Orchestration(**fields)

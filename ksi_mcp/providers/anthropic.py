@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from ksi_mcp.errors import Invalid, ProviderError, ProviderErrorKind
 from ksi_mcp.providers.base import Answer, Block, Message, OnText, Request, StopReason, ToolUse, Usage
-from ksi_mcp.providers.failures import OVERLOADED, PAYMENT_REQUIRED, kind_of_status, retry_after_s, safe_text
+from ksi_mcp.providers.failures import OVERLOADED, PAYMENT_REQUIRED, kind_of_error, retry_after_s, safe_text
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -168,7 +168,7 @@ class AnthropicProvider:
         billed: Literal["no", "unknown"] = "unknown"
         wait: float | None = None
         if isinstance(error, anthropic.APIStatusError):
-            said = safe_text(error.api_message or error.message, secret=self._api_key)
+            said = safe_text(_text(error.api_message) or error.message, secret=self._api_key)
             if error.status_code == _STREAM_BEGAN:
                 message = f"{self._host} broke off the answer: {said}"
             else:
@@ -312,15 +312,20 @@ def classify(error: BaseException) -> ProviderErrorKind:
     if isinstance(error, anthropic.APIStatusError):
         status = error.status_code
         if status == _STREAM_BEGAN:
-            status = _STATUS_OF_TYPE.get(error.type or "", 400)
-        if (error.error_code or "").endswith("spend_limit_reached") or error.type == "billing_error":
-            return "budget"
-        return kind_of_status(status)
+            status = _STATUS_OF_TYPE.get(_text(error.type), 400)
+        return kind_of_error(
+            status, error_type=_text(error.type), code=error.error_code, message=_text(error.api_message)
+        )
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, (anthropic.APIConnectionError, httpx2.TransportError)):
         return "transport"
     return "bug"
+
+
+def _text(value: object) -> str:
+    """What the SDK took from an error's body unchecked, if it is text."""
+    return value if isinstance(value, str) else ""
 
 
 def _api_block(block: Block) -> dict[str, Any]:

@@ -50,10 +50,13 @@ class ToolSpec:
     input_schema: dict[str, Any]
     size_bytes: int = field(init=False, compare=False)
     """All of it as JSON in UTF-8; counted once, since every request that offers the tool is bounded by it."""
+    canonical: str = field(init=False, compare=False, repr=False)
+    """All of it as text, the same for the same tool."""
 
     def __post_init__(self) -> None:
         text = self.name + self.description + json.dumps(self.input_schema, ensure_ascii=False)
         object.__setattr__(self, "size_bytes", len(text.encode("utf-8", "surrogatepass")))
+        object.__setattr__(self, "canonical", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

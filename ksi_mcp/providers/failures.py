@@ -18,6 +18,14 @@ OVERLOADED: Final = 529
 _MAX_CHARS: Final = 300
 _USERINFO = re.compile(r"://[^\s/@]*@")
 _KEY = re.compile(r"\b(?:sk|pk|key)-[\w-]{8,}|(?i:bearer)\s+[\w.~+/=-]{8,}")
+# Codes and wordings of a limit on money, which waiting does not lift. The wordings are for the two refusals that the
+# Messages API sends without a code; they never outvote a limit on a span of time.
+_SPENT_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_SPENT_SUFFIXES: Final = ("spend_limit_reached", "billing_unavailable")
+_SPENT = re.compile(
+    r"credit balance is too low|reached your specified [\w ]{0,30}usage limits|spend(?:ing)? limit", re.IGNORECASE
+)
+_PER_TIME = re.compile(r"rate limit|per[- ](?:second|minute|hour|day)", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -32,6 +40,20 @@ def kind_of_status(status: int) -> ProviderErrorKind:
     if status >= SERVER_ERROR or status in (408, 409):
         return "server"
     return "auth" if status in (401, 403) else "request"
+
+
+def kind_of_error(
+    status: int, *, error_type: str | None = None, code: str | None = None, message: str = ""
+) -> ProviderErrorKind:
+    """Why a call failed, by its status and what its body says: a spend limit may come as a 400 or a 429 as well.
+
+    `error_type` and `code` are the body's own (`error.type`; `error.details.error_code` or `error.code`).
+    """
+    if error_type == "billing_error" or code in _SPENT_CODES or (code or "").endswith(_SPENT_SUFFIXES):
+        return "budget"
+    if status in (400, 403, TOO_MANY_REQUESTS) and _SPENT.search(message) and not _PER_TIME.search(message):
+        return "budget"
+    return kind_of_status(status)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

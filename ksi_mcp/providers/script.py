@@ -178,7 +178,7 @@ class Script:
 def request_tokens(request: Request) -> int:
     """Estimate the input tokens: a quarter of the characters of everything sent, rounded up, at least 1."""
     texts = [request.system]
-    texts += [tool.name + tool.description + json.dumps(tool.input_schema) for tool in request.tools]
+    texts += [tool.canonical for tool in request.tools]
     for message in request.messages:
         for block in message.blocks:
             if isinstance(block, str):
@@ -256,5 +256,6 @@ def _tokens(texts: Iterable[str]) -> int:
 
 def _request_id(request: Request) -> str:
     """The same for the same request, so that a replay repeats it."""
-    digest = hashlib.sha256(repr((request.agent, request.model, request.messages)).encode("utf-8", "replace"))
+    said = [block if isinstance(block, str) else repr(block) for m in request.messages for block in (m.role, *m.blocks)]
+    digest = hashlib.sha256("\x1f".join((request.agent, request.model, *said)).encode("utf-8", "replace"))
     return f"req_{digest.hexdigest()[:16]}"

@@ -12,10 +12,13 @@ from ksi_mcp.db import Row
 from ksi_mcp.errors import KsiError
 from ksi_mcp.ids import TurnId, WorkerId
 
-TurnState = Literal["queued", "running", "retrying", "blocked", "done", "failed", "cancelled", "timed_out"]
+TurnState = Literal["queued", "running", "retrying", "blocked", "parked", "done", "failed", "cancelled", "timed_out"]
 FINAL: frozenset[str] = frozenset({"done", "failed", "cancelled", "timed_out"})
 ErrorClass = Literal["infra", "task", "budget", "refused"]
 OpClass = Literal["simple", "analysis", "code", "multi_step"]
+ParkedOn = Literal["answer", "budget", "breaker"]
+NEVER_MS = 2**62
+"""When a parked turn runs again by itself."""
 
 INJECTED = 10
 """Priority of a turn that goes before those that wait already."""
@@ -44,6 +47,8 @@ class TurnDraft:
     timeout_s: float | None = None
     op_class: OpClass = "analysis"
     priority: int = 0
+    expect: str | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,18 @@ class Turn:
     created_at_ms: int
     started_at_ms: int | None
     finished_at_ms: int | None
+    held: int
+    parked_on: ParkedOn | None
+    question: str | None
+    expect: str | None
+    checks: int
+    cache: str | None
+    link: int
+    first_error: str | None
+    reused: int
+    answered_by: str | None
+    moved_from: str | None
+    rescues: int
 
     @property
     def final(self) -> bool:
@@ -110,7 +127,7 @@ def census_of(turns: list[Turn]) -> Census:
     )
 
 
-def queued_turn(draft: TurnDraft, *, turn_id: TurnId, seq: int, now_ms: int) -> Turn:
+def queued_turn(draft: TurnDraft, *, turn_id: TurnId, seq: int, now_ms: int, held: int) -> Turn:
     """The turn that a draft becomes when it enters its lane."""
     return Turn(
         turn_id=turn_id,
@@ -141,6 +158,18 @@ def queued_turn(draft: TurnDraft, *, turn_id: TurnId, seq: int, now_ms: int) -> 
         created_at_ms=now_ms,
         started_at_ms=None,
         finished_at_ms=None,
+        held=held,
+        parked_on=None,
+        question=None,
+        expect=draft.expect,
+        checks=0,
+        cache=draft.cache,
+        link=0,
+        first_error=None,
+        reused=0,
+        answered_by=None,
+        moved_from=None,
+        rescues=0,
     )
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, NotFound
 from ksi_mcp.events.journal import WOKEN
 from ksi_mcp.ids import TurnId, WorkerId, new_id
-from ksi_mcp.queues.model import ErrorClass, TakenOver, Turn, TurnDraft, TurnState, changed, queued_turn, turn_of
+from ksi_mcp.queues.model import (
+    NEVER_MS,
+    ErrorClass,
+    ParkedOn,
+    TakenOver,
+    Turn,
+    TurnDraft,
+    TurnState,
+    changed,
+    queued_turn,
+    turn_of,
+)
 
 
 class SessionQueues:
@@ -54,24 +66,33 @@ class SessionQueues:
                 "root_id": draft.root_id,
                 "hops": draft.hops,
                 "depth": draft.depth,
+                "held": place["suspended"],
+                "expect": draft.expect,
+                "cache": draft.cache,
             },
         )
         tx.announce(WOKEN)
-        return queued_turn(draft, turn_id=turn_id, seq=place["tail"], now_ms=tx.now_ms)
+        return queued_turn(draft, turn_id=turn_id, seq=place["tail"], now_ms=tx.now_ms, held=place["suspended"])
 
-    def claim(self, tx: Tx, owner: WorkerId, *, limit: int) -> list[Turn]:
-        """Take up to `limit` ready heads, oldest first; each becomes attempt + 1 of this owner."""
-        rows = tx.all("queues.claim", {"owner": owner, "limit": limit, "now_ms": tx.now_ms})
-        return [turn_of(row) for row in rows]
+    def claim(self, tx: Tx, owner: WorkerId, provider: str, *, limit: int) -> list[Turn]:
+        """Take up to `limit` ready heads for one provider, oldest first; each becomes attempt + 1 of this owner."""
+        values = {"owner": owner, "provider": provider, "limit": limit, "now_ms": tx.now_ms}
+        return [turn_of(row) for row in tx.all("queues.claim", values)]
 
-    def require_owned(self, tx: Tx, turn_id: str, attempt: int, owner: str) -> None:
-        """The guard of everything that a running turn writes.
+    def waiting(self, tx: Tx) -> dict[str, int]:
+        """The providers that heads wait for, and from when (ms) the first of each may run."""
+        return {row["provider"]: row["run_at_ms"] for row in tx.all("queues.next_ready")}
+
+    def require_owned(self, tx: Tx, turn_id: str, attempt: int, owner: str) -> bool:
+        """The guard of everything that a running turn writes; whether its session is suspended.
 
         Raises:
             TakenOver: the turn was cancelled, finished or claimed by somebody else.
         """
-        if tx.one("queues.owned", {"turn_id": turn_id, "attempt": attempt, "owner": owner}) is None:
+        row = tx.one("queues.owned", {"turn_id": turn_id, "attempt": attempt, "owner": owner})
+        if row is None:
             raise TakenOver(f"turn {turn_id} is no longer attempt {attempt} of this worker")
+        return bool(row["suspended"])
 
     def finish(
         self,
@@ -83,8 +104,9 @@ class SessionQueues:
         partial_text: str | None = None,
         error_class: ErrorClass | None = None,
         error: str | None = None,
+        cost: tuple[int, int] | None = None,
     ) -> Turn:
-        """End a running turn and promote the next of its session."""
+        """End a running turn and promote the next of its session; `cost` is what its last answer adds (usd, tokens)."""
         row = tx.one(
             "queues.finish",
             {
@@ -94,6 +116,9 @@ class SessionQueues:
                 "partial_text": partial_text,
                 "error_class": error_class,
                 "error": error,
+                "usd_micros": cost[0] if cost is not None else 0,
+                "spent_tokens": cost[1] if cost is not None else 0,
+                "answered": cost is not None,
                 "now_ms": tx.now_ms,
             },
         )
@@ -112,6 +137,8 @@ class SessionQueues:
             cost_usd_micros=row["cost_usd_micros"],
             tokens=row["tokens"],
             tries=row["tries"],
+            reused=row["reused"],
+            checks=row["checks"],
         )
 
     def cancel(self, tx: Tx, turn_id: str, *, reason: str) -> Turn | None:
@@ -122,10 +149,18 @@ class SessionQueues:
         self._leave(tx, row["session_id"])
         return turn_of(row)
 
-    def retry(self, tx: Tx, turn: Turn, *, delay_s: float, error: str, partial_text: str | None) -> None:
-        """Let a running turn wait for its next try; it stays the head of its session."""
+    def retry(
+        self, tx: Tx, turn: Turn, *, delay_s: float, error: str, partial_text: str | None, counts: bool = True
+    ) -> None:
+        """Let a running turn wait for its next try; it stays the head of its session. `counts`: a try was used up."""
         run_at_ms = tx.now_ms + int(delay_s * 1000)
-        values = {**_owned(turn), "run_at_ms": run_at_ms, "error": error, "partial_text": partial_text}
+        values = {
+            **_owned(turn),
+            "run_at_ms": run_at_ms,
+            "error": error,
+            "partial_text": partial_text,
+            "counts": counts,
+        }
         self._one_row(tx.run("queues.retry", values), turn)
 
     def block(self, tx: Tx, turn: Turn, *, account_id: str) -> None:
@@ -136,6 +171,83 @@ class SessionQueues:
         """Ready every turn that waits for room in one of these accounts."""
         if tx.run("queues.unblock", {"accounts": json.dumps(list(accounts)), "now_ms": tx.now_ms}):
             tx.announce(WOKEN)
+
+    # ------------------------------------------------------------------------- leaving the lane for a while
+
+    def step_back(self, tx: Tx, turn: Turn) -> None:
+        """Stop a running turn between two rounds, because its session is suspended; it goes on from there."""
+        self._one_row(tx.run("queues.step_back", {**_owned(turn), "now_ms": tx.now_ms}), turn)
+
+    def suspended(self, tx: Tx, session_id: str) -> bool:
+        """Whether no call of that session may start."""
+        row = tx.one("queues.suspended", {"session_id": session_id})
+        return row is not None and bool(row["suspended"])
+
+    def fail_over(self, tx: Tx, turn: Turn, *, link: int, provider: str, error: str) -> None:
+        """Let a running turn ask the model at `link` of its agent's chain, at once."""
+        values = {**_owned(turn), "link": link, "provider": provider, "error": error, "now_ms": tx.now_ms}
+        self._one_row(tx.run("queues.fail_over", values), turn)
+        tx.announce(WOKEN)
+
+    def park(
+        self,
+        tx: Tx,
+        turn: Turn,
+        *,
+        on: ParkedOn,
+        question: dict[str, Any] | None = None,
+        account_id: str | None = None,
+        run_at_ms: int = NEVER_MS,
+        error: str | None = None,
+        partial_text: str | None = None,
+    ) -> None:
+        """Take a running turn out until it is answered, a limit is raised, or (from `run_at_ms`) a breaker closes."""
+        values = {
+            **_owned(turn),
+            "parked_on": on,
+            "question": None if question is None else json.dumps(question, ensure_ascii=False),
+            "account_id": account_id,
+            "run_at_ms": run_at_ms,
+            "error": error,
+            "partial_text": partial_text,
+        }
+        self._one_row(tx.run("queues.park", values), turn)
+        tx.announce(WOKEN)
+
+    def unpark(self, tx: Tx, turn_id: str) -> bool:
+        """Let a parked turn try again; False if it is not parked."""
+        tx.announce(WOKEN)
+        return tx.run("queues.unpark", {"turn_id": turn_id, "now_ms": tx.now_ms}) == 1
+
+    def unpark_budget(self, tx: Tx, accounts: Iterable[str]) -> int:
+        """Let the turns parked on these accounts ask again; how many."""
+        tx.announce(WOKEN)
+        return tx.run("queues.unpark_budget", {"accounts": json.dumps(list(accounts)), "now_ms": tx.now_ms})
+
+    def answer_parked(self, tx: Tx, turn_id: str, *, text: str, by: str) -> Turn | None:
+        """End a turn that waits for an answer with this one; None if it does not wait (any more)."""
+        row = tx.one(
+            "queues.answer_parked", {"turn_id": turn_id, "result": text, "answered_by": by, "now_ms": tx.now_ms}
+        )
+        if row is None:
+            return None
+        self._leave(tx, row["session_id"])
+        return turn_of(row)
+
+    def parked(self, tx: Tx, orchestration_id: str | None, *, limit: int = 100) -> list[Turn]:
+        """The turns of a run, or of everything, that wait for somebody; oldest first."""
+        values = {"orchestration_id": orchestration_id, "limit": limit}
+        return [turn_of(row) for row in tx.all("queues.parked", values)]
+
+    # ------------------------------------------------------------------------------------ bookkeeping
+
+    def checked(self, tx: Tx, turn_id: str) -> None:
+        """A reply was not as expected."""
+        tx.run("queues.checked", {"turn_id": turn_id})
+
+    def reused(self, tx: Tx, turn_id: str) -> None:
+        """A round's answer was there already, and cost nothing."""
+        tx.run("queues.reused", {"turn_id": turn_id})
 
     def answered(self, tx: Tx, turn_id: str, *, usd_micros: int, tokens: int) -> None:
         """A round was answered: its failed tries are history, its cost is the turn's."""
@@ -219,7 +331,8 @@ class SessionQueues:
         left = tx.one("queues.leave", {"session_id": session_id})
         if left is None or left["pending"] == 0:
             return
-        if tx.run("queues.promote", {"session_id": session_id, "now_ms": tx.now_ms}):
+        values = {"session_id": session_id, "now_ms": tx.now_ms, "held": left["suspended"]}
+        if tx.run("queues.promote", values):
             tx.announce(WOKEN)
 
     def _one_row(self, changed: int, turn: Turn) -> None:

@@ -150,7 +150,7 @@ def _scope(tx: Tx, ctx: Context, wanted: str | None) -> tuple[str, str | None]:
         row = tx.one("routing.orchestration", {"orchestration_id": run})
         if row is None:
             raise NotFound(f"unknown orchestration {shorten(run)}", hint="orchestration_list shows them")
-        if row["state"] != "running":
+        if row["state"] not in ("running", "suspended"):
             raise Conflict(f"orchestration {run} is {row['state']}", hint="a rule would end at once")
         return ORCHESTRATION + run, run
     if me is not None and ref not in ("", me):

@@ -15,26 +15,33 @@ SELECT * FROM rule WHERE version > :version ORDER BY version
 SELECT * FROM rule WHERE rule_id = :rule_id AND deleted_at_ms IS NULL
 
 -- put
--- why: a new rule; the id of a deleted one may be used again, that of a living one may not (no row).
+-- why: a new rule; the id of a deleted one may be used again, that of a living one not (no row). In a held run it waits.
 INSERT INTO rule (rule_id, source_pattern, source_agent, condition, target, mapping, priority, scope,
-                  orchestration_id, enabled, created_by, version, created_at_ms, expires_at_ms, metadata)
-VALUES (:rule_id, :source_pattern, :source_agent, :condition, :target, :mapping, :priority, :scope,
-        :orchestration_id, :enabled, :created_by, :version, :created_at_ms, :expires_at_ms, :metadata)
+                  orchestration_id, enabled, created_by, version, created_at_ms, expires_at_ms, metadata, remaining_ms)
+SELECT :rule_id, :source_pattern, :source_agent, :condition, :target, :mapping, :priority, :scope,
+       :orchestration_id, :enabled, :created_by, :version, :created_at_ms,
+       CASE WHEN NOT held THEN :expires_at_ms END, :metadata, CASE WHEN held THEN :expires_at_ms - :now_ms END
+FROM (SELECT EXISTS (SELECT 1 FROM orchestration
+                     WHERE orchestration_id = :orchestration_id AND state = 'suspended') AS held)
+WHERE TRUE
 ON CONFLICT (rule_id) DO UPDATE SET
     source_pattern = excluded.source_pattern, source_agent = excluded.source_agent,
     condition = excluded.condition, target = excluded.target, mapping = excluded.mapping,
     priority = excluded.priority, scope = excluded.scope, orchestration_id = excluded.orchestration_id,
     enabled = excluded.enabled, created_by = excluded.created_by, version = excluded.version,
     created_at_ms = excluded.created_at_ms, expires_at_ms = excluded.expires_at_ms,
-    metadata = excluded.metadata, deleted_at_ms = NULL
+    metadata = excluded.metadata, remaining_ms = excluded.remaining_ms, deleted_at_ms = NULL
 WHERE rule.deleted_at_ms IS NOT NULL
 
 -- change
--- why: a living rule gets new contents; who made it and when stays.
+-- why: a living rule gets new contents; who made it and when stays. In a suspended run its clock stands still.
 UPDATE rule SET source_pattern = :source_pattern, source_agent = :source_agent, condition = :condition,
     target = :target, mapping = :mapping, priority = :priority, scope = :scope,
     orchestration_id = :orchestration_id, enabled = :enabled, version = :version,
-    expires_at_ms = :expires_at_ms, metadata = :metadata
+    expires_at_ms = CASE WHEN NOT held THEN :expires_at_ms END, metadata = :metadata,
+    remaining_ms = CASE WHEN NOT held THEN NULL WHEN :new_life THEN :expires_at_ms - :now_ms ELSE remaining_ms END
+FROM (SELECT EXISTS (SELECT 1 FROM orchestration
+                     WHERE orchestration_id = :orchestration_id AND state = 'suspended') AS held)
 WHERE rule_id = :rule_id AND deleted_at_ms IS NULL
 
 -- bury
@@ -116,3 +123,42 @@ SELECT event_id, name, cause_id FROM event WHERE event_id = :event_id
 -- why: one step back along a chain of causes, through a turn.
 SELECT turn.turn_id, turn.cause_id, agent.name AS agent
 FROM turn LEFT JOIN agent ON agent.agent_id = turn.session_id WHERE turn.turn_id = :turn_id
+
+-- pause_life
+-- why: the life of a suspended run's rules stands still: they keep what remained.
+UPDATE rule SET remaining_ms = expires_at_ms - :now_ms, expires_at_ms = NULL, version = :version
+WHERE orchestration_id = :orchestration_id AND deleted_at_ms IS NULL AND expires_at_ms > :now_ms
+
+-- resume_life
+-- why: their life goes on with what remained.
+UPDATE rule SET expires_at_ms = :now_ms + remaining_ms, remaining_ms = NULL, version = :version
+WHERE orchestration_id = :orchestration_id AND deleted_at_ms IS NULL AND remaining_ms IS NOT NULL
+  AND expires_at_ms IS NULL
+
+-- of_agent
+-- why: the rules that speak of an agent in any of their places, to hand them on to its successor.
+SELECT * FROM rule WHERE deleted_at_ms IS NULL
+  AND (source_agent = :agent_id OR scope = 'agent:' || :agent_id OR created_by = 'agent:' || :agent_id
+       OR instr(target, '"agent:' || :agent_id || '"') > 0)
+ORDER BY rule_id
+
+-- hand_on
+-- why: a rule outlives the agent that it speaks of, if another one takes its place.
+UPDATE rule SET source_agent = :source_agent, target = :target, scope = :scope, created_by = :created_by,
+                version = :version
+WHERE rule_id = :rule_id AND deleted_at_ms IS NULL
+
+-- restore
+-- why: a rule of a suspended run as it was, with what remained of its life; one that is another run's by now stays that.
+INSERT INTO rule (rule_id, source_pattern, source_agent, condition, target, mapping, priority, scope, orchestration_id,
+                  enabled, created_by, version, created_at_ms, metadata, remaining_ms)
+VALUES (:rule_id, :source_pattern, :source_agent, :condition, :target, :mapping, :priority, :scope, :orchestration_id,
+        :enabled, :created_by, :version, :created_at_ms, :metadata, :remaining_ms)
+ON CONFLICT (rule_id) DO UPDATE SET
+    source_pattern = excluded.source_pattern, source_agent = excluded.source_agent,
+    condition = excluded.condition, target = excluded.target, mapping = excluded.mapping,
+    priority = excluded.priority, scope = excluded.scope, orchestration_id = excluded.orchestration_id,
+    enabled = excluded.enabled, created_by = excluded.created_by, version = excluded.version,
+    created_at_ms = excluded.created_at_ms, metadata = excluded.metadata, remaining_ms = excluded.remaining_ms,
+    expires_at_ms = NULL, deleted_at_ms = NULL
+WHERE rule.deleted_at_ms IS NOT NULL OR rule.orchestration_id = excluded.orchestration_id

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from ksi_mcp.permissions import SYSTEM, Context, fresh_context
 from ksi_mcp.routing import governance, store
 from ksi_mcp.routing.governance import Quotas
 from ksi_mcp.routing.index import RuleTable, find_cycle
+from ksi_mcp.routing.listeners import ListenerFailed, Listeners, React
 from ksi_mcp.routing.matching import Match, judge
 from ksi_mcp.routing.outbox import EventDelivery, Limits, TurnSink
 from ksi_mcp.routing.rules import (
@@ -29,10 +31,13 @@ from ksi_mcp.routing.rules import (
     check_not_command,
     compile_rule,
     draft_of,
+    facts_of,
 )
 from ksi_mcp.routing.store import RuleFilter, RulePage
 
 __all__ = ["Explanation", "Limits", "Quotas", "Router", "TurnSink"]
+
+logger = logging.getLogger(__name__)
 
 SWEEP_LIMIT = 500
 MAX_PAGE = 200
@@ -78,6 +83,7 @@ class Router:
         self._limits = limits or Limits()
         self._table = RuleTable()
         self._compiled = store.CompiledRows()
+        self._listeners = Listeners()
         self._pumping = asyncio.Lock()
 
     # ------------------------------------------------------------------------------- the table
@@ -157,13 +163,13 @@ class Router:
         )
         self._check_cycle(tx, changed)
         changed = replace(changed, version=store.next_version(tx))
-        store.change(tx, changed)
+        store.change(tx, changed, new_life="ttl_s" in updates)
         self._audit(
             tx,
             ctx,
             "routing:rule_modified",
             changed,
-            {"was": {key: was for key, was in _facts(rule).items() if _facts(changed)[key] != was}},
+            {"was": {key: was for key, was in facts_of(rule).items() if facts_of(changed)[key] != was}},
         )
         return changed
 
@@ -297,7 +303,7 @@ class Router:
 
     def _audit(self, tx: Tx, ctx: Context, name: str, rule: Rule, more: dict[str, Any]) -> None:
         owner = rule.scope.removeprefix(AGENT) if rule.scope.startswith(AGENT) else None
-        facts = {"rule_id": rule.rule_id, "version": rule.version, "rule": _facts(rule), **more}
+        facts = {"rule_id": rule.rule_id, "version": rule.version, "rule": facts_of(rule), **more}
         self._journal.record(tx, name, facts, ctx, agent_id=owner, orchestration_id=rule.orchestration_id)
 
     # --------------------------------------------------------------------------------- the pump
@@ -326,6 +332,8 @@ class Router:
                 return_exceptions=True,
             )
             for event_id, outcome in zip(ids, outcomes, strict=True):
+                if isinstance(outcome, ListenerFailed):
+                    outcome = await self._handle_without(event_id, outcome)  # noqa: PLW2901
                 if outcome is None:
                     continue
                 if isinstance(outcome, StoreError) or not isinstance(outcome, Exception):
@@ -334,13 +342,38 @@ class Router:
                 await self._journal.commit(partial(self._give_up, event_id=event_id, reason=reason))
             return len(ids)
 
-    def _handle(self, tx: Tx, event_id: int) -> None:
+    def listen(self, names: Collection[str], react: React) -> None:
+        """Call `react(tx, event)` once for every event of these names, in the transaction that routes it.
+
+        It runs before the rules are judged. One that raises is undone and left out, and `system:listener_failed`
+        says so: it can neither hold up the event nor spoil its delivery.
+        """
+        self._listeners.add(names, react)
+
+    def _handle(self, tx: Tx, event_id: int, failed: Collection[ListenerFailed] = ()) -> None:
         row = tx.one("routing.waiting_event", {"event_id": event_id})
         if row is None:
             return
         event = event_of(row)
+        self._listeners.hear(tx, event, without=[each.react for each in failed])
+        for each in failed:
+            each.report(tx, self._journal, event)
         EventDelivery(tx, self._journal, self._turns, self._limits, event).run(self._seen_by(tx))
         tx.run("routing.handled", {"event_id": event_id})
+
+    async def _handle_without(self, event_id: int, failure: ListenerFailed) -> Exception | None:
+        """Route an event without those of its listeners that fail."""
+        failed = [failure]
+        while True:
+            logger.error("a listener of event %d failed", event_id, exc_info=failed[-1].failure)
+            try:
+                await self._journal.commit(partial(self._handle, event_id=event_id, failed=tuple(failed)))
+            except ListenerFailed as another:
+                failed.append(another)
+            except Exception as other:  # noqa: BLE001  the pump decides
+                return other
+            else:
+                return None
 
     def _give_up(self, tx: Tx, event_id: int, reason: str) -> None:
         row = tx.one("routing.waiting_event", {"event_id": event_id})
@@ -356,18 +389,3 @@ class Router:
 def _name_of(tx: Tx, agent_id: str) -> str | None:
     row = tx.one("routing.agent", {"agent_id": agent_id})
     return None if row is None else row["name"]
-
-
-def _facts(rule: Rule) -> dict[str, Any]:
-    return {
-        "source_pattern": rule.source_pattern,
-        "source_agent": rule.source_agent,
-        "condition": rule.condition,
-        "target": str(rule.target),
-        "mapping": rule.mapping,
-        "priority": rule.priority,
-        "scope": rule.scope,
-        "enabled": rule.enabled,
-        "created_by": rule.created_by,
-        "expires_at_ms": rule.expires_at_ms,
-    }

@@ -290,3 +290,19 @@ def draft_of(rule: Rule) -> RuleDraft:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def facts_of(rule: Rule) -> dict[str, Any]:
+    """A rule as the audit shows it."""
+    return {
+        "source_pattern": rule.source_pattern,
+        "source_agent": rule.source_agent,
+        "condition": rule.condition,
+        "target": str(rule.target),
+        "mapping": rule.mapping,
+        "priority": rule.priority,
+        "scope": rule.scope,
+        "enabled": rule.enabled,
+        "created_by": rule.created_by,
+        "expires_at_ms": rule.expires_at_ms,
+    }

@@ -121,17 +121,17 @@ def put(tx: Tx, rule: Rule) -> None:
     Raises:
         Conflict: a living rule has that id.
     """
-    if tx.run("routing.put", _columns(rule)) == 0:
+    if tx.run("routing.put", {**_columns(rule), "now_ms": tx.now_ms}) == 0:
         raise Conflict(f"there is a rule {rule.rule_id!r} already", hint="change it with routing_modify_rule")
 
 
-def change(tx: Tx, rule: Rule) -> None:
-    """Store new contents of a living rule.
+def change(tx: Tx, rule: Rule, *, new_life: bool) -> None:
+    """Store new contents of a living rule. Its life is that of `rule` with `new_life`, or if it is no paused one's.
 
     Raises:
         NotFound: it was deleted.
     """
-    if tx.run("routing.change", _columns(rule)) == 0:
+    if tx.run("routing.change", {**_columns(rule), "new_life": int(new_life), "now_ms": tx.now_ms}) == 0:
         raise NotFound(f"unknown rule {shorten(rule.rule_id)}", hint="routing_query_rules lists them")
 
 

@@ -41,10 +41,11 @@ class Spawned(AgentView):
 
 
 class Gone(View):
-    """Agents that ended (or would end), and how many of their turns were cancelled."""
+    """Agents that ended (or would end), and how many of their turns were cancelled; `draining` end with their last."""
 
     agents: list[str]
     cancelled_turns: int
+    draining: list[str] | None = None
     dry_run: bool | None = None
 
 
@@ -92,8 +93,7 @@ async def agent_spawn(
 ) -> Spawned:
     """Make an agent: a durable conversation with a role. Returns its id.
 
-    Use for each role of a pattern. Not for a one-off question to an agent you have (agent_send). A child cannot hold
-    more capabilities than its spawner. A taken name is an error.
+    Use for each role of a pattern. A child cannot hold more capabilities than its spawner. A taken name is an error.
     """
     if composition is None and prompt is None:
         raise Invalid(
@@ -230,15 +230,17 @@ async def agent_terminate(
     *,
     agent: AgentRef | None = None,
     filter: AgentWhere | None = None,
-    reason: str = "terminated on request",
+    mode: Literal["now", "drain"] = "now",
+    reason: str | None = None,
     dry_run: bool = False,
 ) -> Gone:
-    """End an agent, or all that fit a filter: their waiting turns are cancelled, their rules end, names become free.
+    """End an agent, or all that fit: waiting turns are cancelled (drain: done first), their rules end.
 
-    History stays readable. Ending one that has ended is no error. orchestration_complete ends a whole run.
+    History stays readable. orchestration_complete ends a whole run.
     """
     if (agent is None) == (filter is None):
         raise Invalid("give agent or filter, one of them")
+    why = (reason or "terminated on request")[:500]
 
     def select(tx: Tx) -> list[Agent]:
         if agent is not None:
@@ -247,13 +249,22 @@ async def agent_terminate(
 
     def work(tx: Tx) -> Gone:
         found = select(tx)
-        cancelled = [
-            turn for one in found for turn in call.svc.conductor.end_agent(tx, call.ctx, one, reason=reason[:500])
-        ]
+        if mode == "drain":
+            living = [one for one in found if one.life == "active"]
+            ended = [one for one in living if call.svc.supervisor.drain(tx, call.ctx, one, reason=why)]
+            left: list[str] = [one.agent_id for one in living if one not in ended]
+            return Gone(
+                agents=[one.agent_id for one in found if one.agent_id not in left], cancelled_turns=0, draining=left
+            )
+        cancelled = [turn for one in found for turn in call.svc.conductor.end_agent(tx, call.ctx, one, reason=why)]
         return Gone(agents=[one.agent_id for one in found], cancelled_turns=len(cancelled))
 
     def imagine(tx: Tx) -> Gone:
         found = select(tx)
+        if mode == "drain":
+            left: list[str] = [one.agent_id for one in found if one.life == "active" and one.pending]
+            ends: list[str] = [one.agent_id for one in found if one.agent_id not in left]
+            return Gone(agents=ends, cancelled_turns=0, draining=left, dry_run=True)
         return Gone(
             agents=[one.agent_id for one in found], cancelled_turns=sum(one.pending for one in found), dry_run=True
         )

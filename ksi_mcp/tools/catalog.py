@@ -7,12 +7,15 @@ from ksi_mcp.tools import (
     budgets,
     completions,
     compositions,
+    control,
     decisions,
     events,
     messages,
+    monitor,
     observe,
     orchestrations,
     routing,
+    supervision,
 )
 from ksi_mcp.tools.tool import Tool
 
@@ -25,7 +28,10 @@ ALL_TOOLS: tuple[Tool, ...] = (
     *compositions.TOOLS,
     *decisions.TOOLS,
     *orchestrations.TOOLS,
+    *control.TOOLS,
     *budgets.TOOLS,
+    *supervision.TOOLS,
+    *monitor.TOOLS,
     *observe.TOOLS,
 )
 
@@ -50,6 +56,7 @@ DEFAULT_TOOLS: tuple[str, ...] = (
     "orchestration_status",
     "orchestration_control",
     "orchestration_complete",
+    "completion_answer",
     "help",
 )
 """The rest is one `help` and `event_emit` away."""

@@ -149,10 +149,12 @@ async def _delay(
     def work(tx: Tx) -> Emitted:
         run = run_of(tx, call, orchestration)
         due_ms = tx.now_ms + int(delay_s * 1000)
-        tx.one(
+        row = tx.one(
             "events.delay",
             {
                 "due_ms": due_ms,
+                "now_ms": tx.now_ms,
+                "orchestration_id": run or call.ctx.orchestration_id,
                 "event": event,
                 "data": encode_data(event, data),
                 "condition": condition,
@@ -160,7 +162,8 @@ async def _delay(
             },
         )
         tx.announce(WOKEN)  # whoever fires it may have to get up earlier now
-        return Emitted(event=event, delayed_until=at(due_ms))
+        held = row is not None and bool(row["held"])
+        return Emitted(event=event, delayed_until=f"{delay_s:g} s after its run goes on" if held else at(due_ms))
 
     return await call.commit(work)
 

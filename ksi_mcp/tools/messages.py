@@ -47,15 +47,15 @@ async def agent_send(
     *,
     agent: AgentRef,
     message: str | dict[str, Any],
-    wait_s: Annotated[float, Field(description="also wait so long for the reply", ge=0, le=MAX_WAIT_S)] = 0,
-    reply_event: Annotated[str | None, Field(description="event to emit with the reply")] = None,
-    timeout_s: Annotated[float | None, Field(description="for the model call", gt=0, le=3600)] = None,
+    wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S)] = 0,
+    reply_event: Annotated[str | None, Field(description="emitted with the reply")] = None,
+    timeout_s: Annotated[float | None, Field(gt=0, le=3600)] = None,
     op_class: OpClass = "analysis",
     idempotency_key: Key = None,
 ) -> TurnView:
-    """Give an agent a message; it becomes a turn. Returns the turn id at once, or the reply if wait_s was enough.
+    """Give an agent a message; it becomes a turn. Returns its id, then agent_wait(turns=[...]).
 
-    Then agent_wait(turns=[...]). Messages to one agent are answered in order; different agents work in parallel.
+    One agent answers in order, different agents in parallel. completion_submit can say more.
     """
     if reply_event is not None:
         check_emittable(call, reply_event)
@@ -95,7 +95,7 @@ async def agent_broadcast(
                 one.name,
             )
             for one in found
-            if one.agent_id != call.ctx.actor.agent_id
+            if one.agent_id != call.ctx.actor.agent_id and not one.draining
         ]
         if not sent:
             raise Invalid("no living agent fits the filter", hint="agent_list shows who is there")
@@ -115,16 +115,13 @@ async def agent_broadcast(
 async def agent_wait(
     call: Call,
     *,
-    turns: Annotated[list[str] | None, Field(description="turn ids", max_length=1000)] = None,
-    agents: Annotated[list[str] | None, Field(description="or agents: their newest turns", max_length=1000)] = None,
+    turns: Annotated[list[str] | None, Field(max_length=1000)] = None,
+    agents: Annotated[list[str] | None, Field(description="or their newest turns", max_length=1000)] = None,
     timeout_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S)] = 30,
-    min_responses: Annotated[int | None, Field(description="enough; default all", ge=1)] = None,
-    collect_partial: Annotated[bool, Field(description="texts of those not done too")] = True,
+    min_responses: Annotated[int | None, Field(ge=1)] = None,
+    collect_partial: bool = True,
 ) -> Gathered:
-    """Wait until turns have ended (GATHER). Returns each turn's reply and a census {asked, ok, failed, ..., pending}.
-
-    Running out of time is not an error: call again with the same ids while pending > 0; nothing is lost or repeated.
-    """
+    """Wait until turns have ended (GATHER). Returns replies and a census; call again while pending > 0."""
     if not turns and not agents:
         raise Invalid("agent_wait needs turns or agents", hint="agent_send returned the turn ids")
     return await gather(

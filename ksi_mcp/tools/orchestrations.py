@@ -1,4 +1,4 @@
-"""Runs of patterns: start, look, stop, complete."""
+"""Runs of patterns: start, look. See control.py for what can be done to one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ksi_mcp.compositions.resolve import Resolved
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid
 from ksi_mcp.events.model import EventFilter
-from ksi_mcp.orchestrations.model import Ending, Orchestration, StartPlan
+from ksi_mcp.orchestrations.model import Orchestration, StartPlan
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.specs import BudgetWants, limits_of_wish, spec_of, tightest
 from ksi_mcp.tools.tool import View, tool
@@ -64,6 +64,8 @@ class RunView(View):
     state: str
     started_at: str
     ended_at: str | None = None
+    origin: str | None = None
+    draining: bool | None = None
     outcome: str | None = None
     score: float | None = None
     summary: str | None = None
@@ -77,6 +79,8 @@ class RunView(View):
             state=run.state,
             started_at=at(run.started_at_ms),
             ended_at=None if run.ended_at_ms is None else at(run.ended_at_ms),
+            origin=run.origin_id,
+            draining=run.draining is not None or None,
             outcome=run.outcome,
             score=run.score,
             summary=run.summary,
@@ -94,6 +98,7 @@ class StatusView(RunView):
     """How far a run is: agents, queue, spend, census of its turns, newest events, and what to do next."""
 
     agents: list[AgentBrief]
+    still_running: int | None = None
     census: CensusView
     queue: dict[str, int]
     undelivered_events: int | None = None
@@ -103,29 +108,21 @@ class StatusView(RunView):
     next: list[str]
 
 
-class EndedView(RunView):
-    """The run as it ended."""
-
-    agents_ended: int
-    cancelled_turns: int
-    budget: BudgetView
-
-
 @tool(
     "orchestration_start", needs="orchestration", effects="writes", title="Start a pattern", aliases={"name": "pattern"}
 )
 async def orchestration_start(
     call: Call,
     *,
-    pattern: Annotated[str, Field(description="from composition_discover")],
+    pattern: str,
     vars: dict[str, Any] | None = None,
-    budget: Annotated[BudgetWants | None, Field(description="for the whole run")] = None,
-    orchestrator: Annotated[Literal["client", "agent"], Field(description="who follows the strategy")] = "client",
-    provider: Annotated[str | None, Field(description="for agents that name none")] = None,
+    budget: BudgetWants | None = None,
+    orchestrator: Literal["client", "agent"] = "client",
+    provider: str | None = None,
     model: Annotated[str | None, Field(max_length=200)] = None,
     idempotency_key: Annotated[str | None, Field(max_length=200)] = None,
 ) -> Started:
-    """Start a run of a pattern: account, agents and rules in one transaction. Returns the strategy for you to follow.
+    """Start a run of a pattern. Returns the strategy for you to follow.
 
     With orchestrator='agent' an agent follows it instead. End it with orchestration_complete.
     """
@@ -208,6 +205,11 @@ def _plan(
         raise Invalid(f"max_depth of the pattern is {asked!r:.40}", hint=f"a whole number from 1 to {_MAX_DEPTH:,}")
     if call.ctx.actor.kind == "agent":  # who writes a pattern and starts it must not be who sets that limit
         asked = min(asked, call.svc.config.max_depth)
+    every = resolved.document.get("checkpoint_every")
+    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or not 1 <= every <= _MAX_DEPTH):
+        raise Invalid(
+            f"checkpoint_every of the pattern is {every!r:.40}", hint=f"a whole number from 1 to {_MAX_DEPTH:,}"
+        )
     limits = budget.limits() if budget is not None else Limits()
     return StartPlan(
         resolved=resolved,
@@ -216,6 +218,7 @@ def _plan(
         limits=tightest(limits, limits_of_wish(resolved.budget)),
         orchestrator="client" if leader is None else "agent",
         max_depth=asked,
+        checkpoint_every=every,
     )
 
 
@@ -234,8 +237,8 @@ def _briefing(run: Orchestration, resolved: Resolved, agents: list[Agent]) -> st
 async def orchestration_status(
     call: Call,
     *,
-    orchestration: Annotated[str | None, Field(description="default for an agent: its own")] = None,
-    events: Annotated[int, Field(description="newest events to show", ge=0, le=50)] = 10,
+    orchestration: str | None = None,
+    events: Annotated[int, Field(description="newest events", ge=0, le=50)] = 10,
 ) -> StatusView:
     """Return a run's agents, queue, spend against its budget, census of turns, newest events and next steps."""
 
@@ -257,6 +260,7 @@ async def orchestration_status(
         return StatusView(
             **RunView.of(run).model_dump(),
             agents=[AgentBrief.of(agent) for agent in agents[:100]],
+            still_running=turns.get("running", 0) if run.state == "suspended" else None,
             census=census,
             undelivered_events=due or None,
             queue={state: count for state, count in turns.items() if state not in done},
@@ -274,8 +278,10 @@ async def orchestration_status(
 
 
 def _next_steps(run: Orchestration, agents: list[Agent], census: CensusView, due: int) -> list[str]:
+    if run.state == "suspended":
+        return [f"orchestration_control(action='resume') lets its {census.pending} pending turns go on"]
     if run.state != "running":
-        return [f"the run is {run.state}; agent_history and event_query still show what happened"]
+        return [f"the run is {run.state}; agent_history and event_query show what of it is kept"]
     steps = []
     if due:
         steps.append(f"{due} events are still being delivered: agent_wait(agents=[...]) waits for them too")
@@ -293,7 +299,7 @@ def _next_steps(run: Orchestration, agents: list[Agent], census: CensusView, due
 async def orchestration_list(
     call: Call,
     *,
-    state: Literal["running", "completed", "failed", "stopped"] | None = None,
+    state: Literal["running", "suspended", "completed", "failed", "stopped"] | None = None,
     pattern: str | None = None,
     limit: Annotated[int, Field(ge=1, le=100)] = 20,
     cursor: str | None = None,
@@ -309,49 +315,8 @@ async def orchestration_list(
     return await call.read(work)
 
 
-@tool("orchestration_control", needs="orchestration", effects="destroys", title="Stop a run")
-async def orchestration_control(
-    call: Call, *, orchestration: str, action: Literal["stop"], reason: str | None = None
-) -> EndedView:
-    """Stop a run without an outcome: its agents and rules end, what waits is cancelled. History stays."""
-    assert action == "stop"  # noqa: S101  the only one there is
-    return await _end(call, orchestration, Ending(state="stopped", summary=reason))
-
-
-@tool("orchestration_complete", needs="orchestration", effects="destroys", title="Complete a run")
-async def orchestration_complete(
-    call: Call,
-    *,
-    orchestration: Annotated[str | None, Field(description="default for an agent: its own")] = None,
-    outcome: Annotated[str, Field(description="success, failure, or your word", max_length=200)] = "success",
-    score: Annotated[float | None, Field(allow_inf_nan=False)] = None,
-    metrics: dict[str, Any] | None = None,
-    summary: Annotated[str | None, Field(max_length=20_000)] = None,
-) -> EndedView:
-    """End a run with its outcome and score: the evidence on which patterns evolve. Its agents and rules end with it."""
-    state: Literal["completed", "failed"] = "failed" if outcome in ("failure", "failed") else "completed"
-    ending = Ending(state=state, outcome=outcome, score=score, metrics=metrics, summary=summary)
-    return await _end(call, orchestration, ending)
-
-
-async def _end(call: Call, orchestration: str | None, ending: Ending) -> EndedView:
-    def work(tx: Tx) -> EndedView:
-        run = call.svc.conductor.find(tx, call.ctx, orchestration)
-        ended, agents, cancelled = call.svc.conductor.end(tx, call.ctx, run, ending)
-        return EndedView(
-            **RunView.of(ended).model_dump(),
-            agents_ended=len(agents),
-            cancelled_turns=len(cancelled),
-            budget=BudgetView.of(call.svc.ledger.account(tx, run.orchestration_id)),
-        )
-
-    return await call.commit(work)
-
-
 TOOLS = (
     orchestration_start,
     orchestration_status,
-    orchestration_control,
-    orchestration_complete,
     orchestration_list,
 )

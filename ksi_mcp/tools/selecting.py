@@ -15,9 +15,7 @@ from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.tool import Part
 
 AgentRef = Annotated[str, Field(description="agent id or name", min_length=1, max_length=100)]
-Key = Annotated[
-    str | None, Field(description="repeat a call with the same key to get the first result", max_length=200)
-]
+Key = Annotated[str | None, Field(description="same key: first result again", max_length=200)]
 
 
 class AgentWhere(Part):
@@ -26,7 +24,7 @@ class AgentWhere(Part):
     orchestration: str | None = None
     parent: str | None = None
     composition: str | None = None
-    status: Literal["idle", "busy", "active", "terminated", "failed"] | None = None
+    status: Literal["idle", "busy", "suspended", "active", "terminated", "failed"] | None = None
     capabilities: list[str] = Field(default_factory=list, max_length=20)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ksi_mcp.agents.model import AgentSettings, AgentSpec
-from ksi_mcp.budgets.model import Limits, limits_of
+from ksi_mcp.budgets.model import Limits, Policy, limits_of
+from ksi_mcp.completions.expect import parse_expect
 from ksi_mcp.compositions.drafts import AgentDraft, BudgetWish
 from ksi_mcp.errors import Invalid
 from ksi_mcp.services import Services
@@ -20,31 +21,48 @@ BASE_PROMPT = (
 _SETTINGS = frozenset(field.name for field in fields(AgentSettings))
 
 
+def _unsaid(schema: dict[str, Any]) -> None:
+    """Two tools that every client is shown have it: each word of it is paid for in every conversation."""
+    schema.pop("description", None)
+
+
 class BudgetWants(Part):
-    """Limits; what is left out is unlimited."""
+    """Limits; what is left out is unlimited.
+
+    `seconds` are of wall-clock time from now. `policy` is what happens at a limit: deny (the default), downgrade,
+    park or terminate.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_unsaid)
 
     usd: float | None = Field(default=None, ge=0, le=1_000_000_000)
-    tokens: int | None = Field(default=None, ge=0, le=2**53)
-    turns: int | None = Field(default=None, ge=0, le=2**53)
+    tokens: int | None = Field(default=None, ge=0, le=2**53 - 1)
+    turns: int | None = Field(default=None, ge=0, le=2**53 - 1)
+    seconds: int | None = Field(default=None, ge=0, le=2**53 - 1)
+    policy: Policy | None = None
 
     def limits(self) -> Limits:
         """As the ledger takes them."""
-        return limits_of(usd=self.usd, tokens=self.tokens, turns=self.turns)
+        return limits_of(usd=self.usd, tokens=self.tokens, turns=self.turns, seconds=self.seconds, policy=self.policy)
 
 
 def limits_of_wish(wish: BudgetWish) -> Limits:
     """What a composition asks for, as limits."""
-    return limits_of(usd=wish.usd, tokens=wish.tokens, turns=wish.turns)
+    return limits_of(usd=wish.usd, tokens=wish.tokens, turns=wish.turns, seconds=wish.seconds, policy=wish.policy)
 
 
 def tightest(a: Limits, b: Limits) -> Limits:
-    """The lower of two limits, each kind for itself."""
+    """The lower of two limits, each kind for itself; the policy of the first that has one."""
 
     def lower(x: int | None, y: int | None) -> int | None:
         return x if y is None else y if x is None else min(x, y)
 
     return Limits(
-        usd_micros=lower(a.usd_micros, b.usd_micros), tokens=lower(a.tokens, b.tokens), turns=lower(a.turns, b.turns)
+        usd_micros=lower(a.usd_micros, b.usd_micros),
+        tokens=lower(a.tokens, b.tokens),
+        turns=lower(a.turns, b.turns),
+        seconds=lower(a.seconds, b.seconds),
+        policy=a.policy or b.policy,
     )
 
 
@@ -66,13 +84,23 @@ def spec_of(svc: Services, draft: AgentDraft, *, name: str, composition: str | N
         "max_tool_rounds": config.agents.max_tool_rounds,
         **{key: value for key, value in draft.settings.items() if key in _SETTINGS and value is not None},
     }
+    made = AgentSettings(**settings)
+    if made.expect is not None:
+        parse_expect(made.expect)
+    for model in made.fallback:
+        stand_in, colon, _ = model.partition(":")
+        if colon and stand_in not in svc.registry.known():
+            raise Invalid(
+                f"fallback {model[:80]!r} names the unknown provider {stand_in[:60]!r}",
+                hint=f"write provider:model; there are {', '.join(svc.registry.known())}",
+            )
     return AgentSpec(
         name=name,
         system=draft.prompt or BASE_PROMPT.format(name=name),
         provider=provider,
         model=over.get("model") or draft.model or config.model or svc.registry.settings.default_model,
         capabilities=frozenset(asked),
-        settings=AgentSettings(**settings),
+        settings=made,
         composition=composition,
         limits=tightest(over.get("limits") or Limits(), limits_of_wish(draft.budget)),
     )

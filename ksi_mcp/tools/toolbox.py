@@ -10,7 +10,7 @@ from typing import Any
 from ksi_mcp.agents import reach
 from ksi_mcp.completions.toolcalls import ToolOutcome
 from ksi_mcp.db import Tx
-from ksi_mcp.errors import KsiError, NotFound, Refused
+from ksi_mcp.errors import KsiError, NotFound, Refused, StoreError
 from ksi_mcp.permissions import Context
 from ksi_mcp.providers.base import ToolSpec
 from ksi_mcp.queues.model import TakenOver
@@ -129,8 +129,8 @@ class Toolbox:
         """Run one tool call of a turn; expected failures are an outcome, not an exception."""
         try:
             done = await self.call(ctx, name, args)
-        except TakenOver:
-            raise
+        except (TakenOver, StoreError):
+            raise  # what the store could not take left nothing: the worker comes back to this very call
         except KsiError as error:
             return ToolOutcome(text=error.text(), is_error=True)
         except Exception:

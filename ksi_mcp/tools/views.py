@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from ksi_mcp.agents.history import PastTurn
 from ksi_mcp.agents.model import Agent
@@ -11,6 +12,13 @@ from ksi_mcp.budgets.model import Account
 from ksi_mcp.events.model import Event
 from ksi_mcp.queues.model import Census, Turn
 from ksi_mcp.tools.tool import View
+
+NEXT_OF_PARKED: Final = {
+    "answer": "completion_answer(turn, text) ends it with your text; completion_cancel gives it up",
+    "budget": "budget_set raises the limit of the account; completion_cancel gives the turn up",
+    "breaker": "nothing: it goes on by itself once the provider may be asked again",
+}
+"""What a caller can do about a parked turn."""
 
 
 def at(ms: int) -> str:
@@ -34,6 +42,7 @@ class BudgetView(View):
     limit_tokens: int | None = None
     spent_turns: int
     limit_turns: int | None = None
+    limit_seconds: int | None = None
     closed: bool | None = None
 
     @classmethod
@@ -48,6 +57,7 @@ class BudgetView(View):
             limit_tokens=account.limits.tokens,
             spent_turns=account.spent_turns,
             limit_turns=account.limits.turns,
+            limit_seconds=account.limits.seconds,
             closed=account.closed or None,
         )
 
@@ -65,6 +75,8 @@ class AgentView(View):
     model: str
     capabilities: list[str]
     pending_turns: int
+    draining: bool | None = None
+    successor: str | None = None
     created_at: str
     created_by: str
 
@@ -82,13 +94,18 @@ class AgentView(View):
             model=agent.model,
             capabilities=sorted(agent.capabilities),
             pending_turns=agent.pending,
+            draining=(agent.draining and agent.life == "active") or None,
+            successor=agent.successor_id,
             created_at=at(agent.created_at_ms),
             created_by=agent.created_by,
         )
 
 
 class TurnView(View):
-    """A turn. `text` only when it is done; `partial_text` is never a whole answer."""
+    """A turn. `text` only when it is done; `partial_text` is never a whole answer.
+
+    `parked_on` while it waits for somebody, with the `question`; `answered_by` if it was not a model that replied.
+    """
 
     turn: str
     agent: str
@@ -101,6 +118,12 @@ class TurnView(View):
     attempts: int | None = None
     cost_usd: float | None = None
     tokens: int | None = None
+    parked_on: str | None = None
+    question: str | None = None
+    answered_by: str | None = None
+    substituted: bool | None = None
+    first_error: str | None = None
+    reused: bool | None = None
 
     @classmethod
     def of(cls, turn: Turn, name: str | None = None, *, max_chars: int = 20_000) -> TurnView:
@@ -117,7 +140,48 @@ class TurnView(View):
             attempts=turn.attempt if turn.attempt > 1 else None,
             cost_usd=usd(turn.cost_usd_micros) if turn.final else None,
             tokens=turn.tokens if turn.final else None,
+            parked_on=turn.parked_on if turn.state == "parked" else None,
+            question=_cut(question_of(turn).get("text"), min(max_chars, 2_000)) if turn.state == "parked" else None,
+            answered_by=turn.answered_by,
+            substituted=True if turn.link else None,
+            first_error=turn.first_error[:500] if turn.link and turn.first_error else None,
+            reused=True if turn.reused else None,
         )
+
+
+class ParkedView(View):
+    """A turn that waits for somebody: what is asked, and what was replied so far."""
+
+    turn: str
+    agent: str
+    agent_name: str
+    parked_on: str
+    question: str | None = None
+    prompt: str | None = None
+    reply: str | None = None
+    account: str | None = None
+    next: str | None = None
+
+    @classmethod
+    def of(cls, turn: Turn, name: str, *, max_chars: int = 1_000) -> ParkedView:
+        """From the record."""
+        asked = question_of(turn)
+        return cls(
+            turn=turn.turn_id,
+            agent=turn.session_id,
+            agent_name=name,
+            parked_on=turn.parked_on or "answer",
+            question=_cut(asked.get("text"), max_chars),
+            prompt=_cut(turn.prompt, max_chars),
+            reply=_cut(turn.partial_text, max_chars),
+            account=asked.get("account"),
+            next=NEXT_OF_PARKED.get(turn.parked_on or ""),
+        )
+
+
+def question_of(turn: Turn) -> dict[str, Any]:
+    """What somebody has to answer; empty while nothing is asked."""
+    return {} if turn.question is None else dict(json.loads(turn.question))
 
 
 class CensusView(View):
@@ -176,24 +240,43 @@ class EventView(View):
         )
 
 
+class RejectedView(View):
+    """A reply of the model that was not as expected, and what it was told; nothing if somebody else was asked then."""
+
+    reply: str
+    why: str | None = None
+
+
 class HistoryView(View):
     """One finished turn of a conversation: what came in, which tools ran, what was answered."""
 
     turn: str
     prompt: str
+    injected: list[str] | None = None
     tools: list[str] | None = None
+    rejected: list[RejectedView] | None = None
     reply: str
+    answered_by: str | None = None
     at: str
 
     @classmethod
     def of(cls, past: PastTurn, *, max_chars: int = 4_000) -> HistoryView:
         """From the record."""
         used = [use.name for item in past.rounds for use in item.tool_uses]
+        rejected = [
+            RejectedView(reply=_cut(item.text, max_chars) or "", why=_cut(item.note, max_chars))
+            for item in past.rounds
+            if item.note is not None or (past.answer is not None and not item.tool_uses)
+        ]
+        injected = [_cut(text, max_chars) or "" for text in (*past.before, *past.after, *past.system)]
         return cls(
             turn=past.turn_id,
             prompt=_cut(past.prompt, max_chars) or "",
+            injected=injected or None,
             tools=used or None,
-            reply=_cut(past.rounds[-1].text if past.rounds else "", max_chars) or "",
+            rejected=rejected or None,
+            reply=_cut(past.reply, max_chars) or "",
+            answered_by=past.answered_by,
             at=at(past.at_ms),
         )
 

@@ -12,11 +12,14 @@ from ksi_mcp.events.model import Event
 from ksi_mcp.queues.model import Turn, census_of
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.tool import View
-from ksi_mcp.tools.views import CensusView, TurnView
+from ksi_mcp.tools.views import NEXT_OF_PARKED, CensusView, ParkedView, TurnView
 
 MAX_WAIT_S = 55.0
 """Clients cut calls off after a minute or more; a wait ends before that, and can be repeated."""
 ENDINGS = frozenset({"completion:result", "completion:failed", "completion:cancelled"})
+_HEARD = ENDINGS | {"completion:parked"}
+_PERSONS = frozenset({"answer", "budget"})
+"""What a parked turn waits for that does not come by itself."""
 _HEARTBEAT_S = 5.0
 _DELIVERY_S = 5.0
 _DELIVERY_LOOK_S = 0.05
@@ -44,18 +47,25 @@ async def gather(
     min_responses: int | None,
     collect_partial: bool = True,
 ) -> Gathered:
-    """Wait until `min_responses` of the turns (all, by default) have ended, or the time is up."""
+    """Wait until `min_responses` of the turns (all, by default) have ended, or the time is up.
+
+    A client is not kept waiting for what waits for the client itself, or for a person; an agent is, since it
+    has nothing else to do.
+    """
     until = call.svc.clock.monotonic_s() + timeout_s
 
+    watched: set[str] | None = None
+
     def wants(event: Event) -> bool:
-        return event.name in ENDINGS
+        return event.name in _HEARD and (watched is None or str(event.data.get("turn")) in watched)
 
     if agents:
         await _deliveries_made(call, agents, min(timeout_s, _DELIVERY_S))
     async with call.svc.journal.subscribe(wants) as endings:
         found, names = await call.read(lambda tx: _find(tx, call, turns, agents))
-        turns_by_id = {turn.turn_id: turn for turn in found}
-        pending = {turn.turn_id for turn in found if not turn.final}
+        turns_by_id: dict[str, Turn] = {turn.turn_id: turn for turn in found}
+        pending: set[str] = {turn.turn_id for turn in found if not turn.final}
+        watched = pending  # from here on, the ends of others wake nobody here
         enough = min(min_responses or len(found), len(found))
         slot = call.ctx.slot
         if slot is not None and pending:
@@ -64,7 +74,7 @@ async def gather(
         try:
             while len(turns_by_id) - len(pending) < enough:
                 now_s = call.svc.clock.monotonic_s()
-                if now_s >= until:
+                if now_s >= until or (slot is None and await _all_wait_for_somebody(call, turns_by_id, pending)):
                     break
                 if now_s - told_s >= _TELL_S:
                     told_s, done = now_s, len(turns_by_id) - len(pending)
@@ -83,6 +93,34 @@ async def gather(
                 await call.svc.journal.commit(lambda tx: call.svc.queues.end_wait(tx, slot.turn_id))
     found = list(turns_by_id.values())
     return _view(found, names, collect_partial=collect_partial)
+
+
+async def _all_wait_for_somebody(call: Call, turns_by_id: dict[str, Turn], pending: set[str]) -> bool:
+    """Whether nothing of this will end by itself; what was parked may have been let go meanwhile."""
+    if not _stuck([turns_by_id[turn_id] for turn_id in pending]):
+        return False
+    found = await call.read(lambda tx: call.svc.queues.some(tx, list(pending)))
+    for turn in found:
+        turns_by_id[turn.turn_id] = turn
+        if turn.final:
+            pending.discard(turn.turn_id)
+    return _stuck([turn for turn in found if not turn.final])
+
+
+def _stuck(turns: list[Turn]) -> bool:
+    parked = {turn.session_id for turn in turns if turn.state == "parked" and turn.parked_on in _PERSONS}
+    return bool(parked) and all(turn.session_id in parked for turn in turns)
+
+
+def parked_views(tx: Tx, call: Call, orchestration_id: str | None, *, limit: int = 20) -> list[ParkedView]:
+    """The turns of a run (None: of everything in sight) that wait for somebody, oldest first, with their questions."""
+    seen = reach.visible(tx, call.ctx)
+    found = [
+        turn
+        for turn in call.svc.queues.parked(tx, orchestration_id, limit=100)
+        if turn.parked_on in _PERSONS and (seen is None or turn.session_id in seen)
+    ][:limit]
+    return [ParkedView.of(turn, call.svc.roster.get(tx, turn.session_id).name) for turn in found]
 
 
 async def _deliveries_made(call: Call, agents: Sequence[str], seconds: float) -> None:
@@ -112,15 +150,28 @@ def _find(tx: Tx, call: Call, turn_ids: Sequence[str], agent_refs: Sequence[str]
     if unknown := [turn_id for turn_id in turn_ids if turn_id not in found]:
         raise NotFound(
             f"unknown turns: {', '.join(turn_id[:40] for turn_id in unknown[:5])}",
-            hint="turn ids come from agent_send and begin with t_",
+            hint=where_turns_are(call),
         )
     agents = [reach.find(tx, ctx, ref) for ref in agent_refs]
     newest = {turn.session_id: turn for turn in queues.newest(tx, [agent.agent_id for agent in agents])}
     if idle := [agent.name for agent in agents if agent.agent_id not in newest]:
-        raise Invalid(f"nothing was ever sent to {', '.join(idle[:5])}", hint="agent_send gives an agent a turn")
+        raise Invalid(
+            f"nothing was ever sent to {', '.join(idle[:5])}, or nothing of it is kept", hint=where_turns_are(call)
+        )
     found |= {turn.turn_id: turn for turn in newest.values()}
     sessions = {turn.session_id for turn in found.values()}
     return list(found.values()), {session: call.svc.roster.get(tx, session).name for session in sessions}
+
+
+def where_turns_are(call: Call) -> str:
+    """What to tell somebody who asks for a turn that is not there: it may have been."""
+    days = call.svc.config.retention.turns.days
+    kept = (
+        "those of ended agents are not kept for ever"
+        if days is None
+        else f"those of ended agents go after {days:g} days"
+    )
+    return f"turn ids come from agent_send and begin with t_; {kept}"
 
 
 def _begin(tx: Tx, call: Call, found: list[Turn]) -> None:
@@ -142,5 +193,13 @@ def _view(found: list[Turn], names: dict[str, str], *, collect_partial: bool) ->
         census=CensusView.of(census),
         partial=census.pending > 0 or census.ok < census.asked,
         turns=views,
-        next="agent_wait again with the same turns: some are pending" if census.pending else None,
+        next=_next(found),
     )
+
+
+def _next(found: list[Turn]) -> str | None:
+    pending = [turn for turn in found if not turn.final]
+    if asking := [turn for turn in pending if turn.state == "parked" and turn.parked_on in _PERSONS]:
+        first = asking[0]
+        return f"{len(asking)} parked: {NEXT_OF_PARKED[first.parked_on or 'answer']}; then agent_wait again"
+    return "agent_wait again with the same turns: some are pending" if pending else None

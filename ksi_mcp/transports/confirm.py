@@ -42,7 +42,7 @@ async def confirm_destruction(
     doomed = _destructive(toolbox, arguments)
     if doomed is None:
         return None
-    if not _can_ask(context):
+    if not can_ask(context):
         raise ToolError(
             f"{doomed.command} ends or deletes something, and this client cannot ask the user about it; "
             f"call {doomed.name} itself"
@@ -74,7 +74,8 @@ def _destructive(toolbox: Toolbox, arguments: Mapping[str, Any]) -> Tool | None:
         given = checked["data"] or {}
 
 
-def _can_ask(context: Context[Any, Any]) -> bool:
+def can_ask(context: Context[Any, Any]) -> bool:
+    """Whether the client can put a form before its user."""
     capabilities = context.client_capabilities
     asked = capabilities.elicitation if capabilities is not None else None
     # A client that names no kind of elicitation means forms, the only kind there was.

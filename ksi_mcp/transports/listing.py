@@ -45,6 +45,8 @@ def brief(schema: dict[str, Any], depth: int = 0) -> dict[str, Any]:
     for key, value in schema.items():
         if key in _GUARDS or (key == "additionalProperties" and depth) or _is_guard(key, value):
             continue
+        if key == "default" and value is False:  # what a switch is, unless it is set
+            continue
         if key == "properties":
             if depth < DEEPEST:
                 out[key] = {name: brief(sub, depth + 1) for name, sub in value.items()}
@@ -56,4 +58,4 @@ def brief(schema: dict[str, Any], depth: int = 0) -> dict[str, Any]:
 
 
 def _is_guard(key: str, value: Any) -> bool:
-    return key == "maximum" and not isinstance(value, dict) and value > _TELLING
+    return key in ("maximum", "exclusiveMaximum") and not isinstance(value, dict) and value > _TELLING

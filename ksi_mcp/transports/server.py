@@ -22,6 +22,7 @@ from ksi_mcp.tools.catalog import DEFAULT_TOOLS
 from ksi_mcp.transports.confirm import confirm_destruction
 from ksi_mcp.transports.guide import INSTRUCTIONS, add_prompts
 from ksi_mcp.transports.listing import listed
+from ksi_mcp.transports.questions import ask_for_answer, take_answer
 from ksi_mcp.transports.resources import add_resources
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,14 @@ class KsiServer(MCPServer[dict[str, Any]]):
                 question = await confirm_destruction(self._app.toolbox, name, arguments, context)
                 if question is not None:
                     return question
+            asked = context is not None and await take_answer(self._app.toolbox, name, context)
             done = await self._app.toolbox.call(fresh_context(OPERATOR), name, arguments, progress=progress)
+            if context is not None and not asked:
+                answered = await ask_for_answer(self._app.toolbox, name, done.data, context)
+                if isinstance(answered, InputRequiredResult):
+                    return answered
+                if answered:
+                    done = await self._app.toolbox.call(fresh_context(OPERATOR), name, arguments, progress=progress)
         except KsiError as error:
             raise ToolError(error.text()) from error
         except ToolError:

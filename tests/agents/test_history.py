@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi_mcp.agents.history import PastTurn, Round, StoredResult, conversation, encode_answer, messages_of, round_of
+from ksi_mcp.agents.history import (
+    PER_MESSAGE_TOKENS,
+    PastTurn,
+    Round,
+    StoredResult,
+    conversation,
+    encode_answer,
+    messages_of,
+    round_of,
+    tokens_bound,
+)
 from ksi_mcp.providers.base import Answer, Message, ToolResult, ToolUse
 
 
@@ -105,3 +115,60 @@ def test_roles_alternate_it_starts_with_the_user_and_ends_with_the_model(
         uses = [block.id for block in asked.blocks if isinstance(block, ToolUse)]
         results = [block.tool_use_id for block in answered.blocks if isinstance(block, ToolResult)]
         assert uses == results
+
+
+def test_a_reply_that_was_not_taken_is_followed_by_the_reason() -> None:
+    first = Round(number=1, text="no", tool_uses=(), stop_reason="end_turn", results={}, note="say yes")
+    messages = messages_of(turn("t", first, said(2, "yes")))
+    assert [(message.role, message.blocks) for message in messages] == [
+        ("user", ("ask t",)),
+        ("assistant", ("no",)),
+        ("user", ("say yes",)),
+        ("assistant", ("yes",)),
+    ]
+
+
+def test_a_reply_without_a_word_leaves_the_reason_with_the_prompt() -> None:
+    empty = Round(number=1, text=" ", tool_uses=(), stop_reason="end_turn", results={}, note="say yes")
+    messages = messages_of(turn("t", empty, said(2, "yes")))
+    assert [message.blocks for message in messages] == [("ask t", "say yes"), ("yes",)]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "blocks"),
+    [
+        ((), [("ask t",), ("mine",)]),
+        ((said(1, "model's"),), [("ask t",), ("mine",)]),
+        ((said(1, "", "look", results={0: "seen"}),), [("ask t",), "uses", "results", ("mine",)]),
+    ],
+)
+def test_an_answer_of_somebody_else_stands_for_the_models_last_reply(
+    rounds: tuple[Round, ...], blocks: list[object]
+) -> None:
+    answered = PastTurn(turn_id="t", prompt="ask t", rounds=rounds, at_ms=0, answer="mine", answered_by="operator")
+    messages = messages_of(answered)
+    assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2)
+    for message, expected in zip(messages, blocks, strict=True):
+        assert expected in ("uses", "results") or message.blocks == expected
+    assert answered.reply == "mine"
+
+
+def test_what_was_put_in_stands_around_the_prompt() -> None:
+    injected = PastTurn(turn_id="t", prompt="ask", rounds=(said(1, "A"),), at_ms=0, before=("b1", "b2"), after=("c",))
+    assert messages_of(injected)[0].blocks == ("b1", "b2", "ask", "c")
+
+
+def test_a_window_of_tokens_ends_at_the_first_turn_that_does_not_fit() -> None:
+    small, large = turn("s", said(1, "x")), turn("l", said(1, "x" * 1_000))
+    bound = tokens_bound(small.messages)
+    assert bound == 2 * PER_MESSAGE_TOKENS + len("ask s") + 1
+    assert len(conversation([small, small], limit=99, max_tokens=2 * bound)) == 4
+    assert len(conversation([small, small], limit=99, max_tokens=2 * bound - 1)) == 2
+    assert len(conversation([small, large, small], limit=99, max_tokens=3 * bound)) == 2  # no gap
+    assert conversation([small], limit=99, max_tokens=-5) == []
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=5))
+def test_the_bound_of_messages_is_never_below_their_bytes(words: list[str]) -> None:
+    said_all = [Message(role="user", blocks=tuple(words))]
+    assert tokens_bound(said_all) >= sum(len(word.encode("utf-8", "surrogatepass")) for word in words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -112,9 +113,59 @@ def test_bad_input_is_one_line_and_an_exit_code(
 
 def test_a_bad_config_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("worker: {concurency: 3}\n")
-    ended = ksi("doctor", "--home", str(tmp_path))
+    ended = ksi("call", "agent_list", "--home", str(tmp_path))
     assert ended.returncode == 2
     assert "worker.concurency" in ended.stderr
+
+
+def test_doctor_says_why_a_worker_does_not_start_and_looks_at_the_rest_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("worker: {concurency: 3}\n")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker.log").write_text(f"error: {tmp_path}/x: key=1 token=abcdef is wrong\n")
+    ended = ksi("doctor", "--home", str(tmp_path), "--json")
+    facts = json.loads(ended.stdout)
+    assert ended.returncode == 1
+    assert facts["missing"][0]["what"] == "config.yaml cannot be used"
+    assert "worker.concurency" in facts["missing"][0]["get"]
+    assert facts["worker_error"] == "error: <data folder><path>: key=1 <hidden> is wrong"
+    assert facts["compositions"] >= 8
+    lines = ksi("doctor", "--home", str(tmp_path)).stdout
+    assert "worker's log error: <data folder>" in lines
+    assert "MISSING      config.yaml cannot be used: config.yaml: worker.concurency" in lines
+
+
+def test_doctor_shows_what_takes_the_room_and_what_retention_would_remove(tmp_path: Path) -> None:
+    home = scripted(tmp_path / "home")
+    assert ksi("call", "agent_list", "--home", home).returncode == 0
+    with sqlite3.connect(tmp_path / "home" / "ksi.db") as connection:
+        for i in range(12):
+            connection.execute(
+                "INSERT INTO orchestration (orchestration_id, pattern, pattern_hash, state, orchestrator, vars,"
+                " max_depth, created_by, started_at_ms)"
+                " VALUES (?, 'p', 'h', 'completed', 'client', '{}', 9, 'operator', 0)",
+                (f"o_{i}",),
+            )
+            connection.execute(
+                "INSERT INTO event (name, data, source, orchestration_id, root_id, hops, depth, at_ms)"
+                " VALUES ('note:made', ?, 'operator', ?, 'r', 0, 0, 0)",
+                ("x" * 10_000 * (i + 1), f"o_{i}"),
+            )
+        connection.execute(
+            "INSERT INTO worker (worker_id, pid, host, process_start, started_at_ms, beat, beat_ms)"
+            " VALUES ('w_1', 4711, 'h', 's', 0, 1, 1000)"
+        )
+    connection.close()
+    facts = json.loads(ksi("doctor", "--home", home, "--json").stdout)
+    largest = facts["store"]["largest_orchestrations"]
+    assert [run["orchestration_id"] for run in largest] == [f"o_{i}" for i in range(11, 1, -1)]
+    assert largest[0]["bytes"] == 120_200
+    assert facts["store"]["tables"]["event"] > 700_000
+    assert facts["retention_would_free"] == {"events": 12, "turns": 0, "bytes": 782_400, "complete": True}
+    assert facts["worker_sign"]["pid"] == 4711
+    lines = ksi("doctor", "--home", home).stdout
+    assert "largest runs o_11 p, completed: 120.2 kB" in lines
+    assert "would remove 12 events and 0 turns (782.4 kB) now" in lines
+    assert "the last one was there until" in lines
 
 
 async def test_events_follow_shows_what_another_process_does(tmp_path: Path) -> None:

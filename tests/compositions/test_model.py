@@ -195,7 +195,7 @@ def test_a_star_target_is_every_other_role() -> None:
         ({"budget": 2.5}, BudgetWish(usd=2.5)),
         (
             {"orchestration": {"budget_limit": "$5.00", "fallback_strategy": "deny"}},
-            BudgetWish(usd=5.0, fallback="deny"),
+            BudgetWish(usd=5.0, policy="deny"),
         ),
         ({"orchestration": {"budget_limit": {"usd": 1, "turns": "7"}}}, BudgetWish(usd=1.0, turns=7)),
         ({}, BudgetWish()),

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ksi_mcp.db.doorbell import Doorbell
+from ksi_mcp.db.doorbell import Doorbell, clear_away_the_dead
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +101,56 @@ async def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path) -> Non
     bell.ring()
     bell.close()
     assert list(bell._folder.iterdir()) == []
+
+
+def left_behind(home: Path) -> Path:
+    """The folder of a process that was killed: a process that binds its bell and dies without closing it."""
+    code = (
+        "import asyncio, os, sys, tempfile\n"
+        "from pathlib import Path\n"
+        "from ksi_mcp.db.doorbell import Doorbell\n"
+        "tempfile.tempdir = sys.argv[1]\n"
+        "async def main():\n"
+        "    bell = Doorbell(Path(sys.argv[2]))\n"
+        "    assert bell.open(lambda: None)\n"
+        "    print(bell._folder, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", code, tempfile.gettempdir(), str(home)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    return Path(killed.stdout.strip())
+
+
+async def test_what_killed_processes_left_behind_is_cleared_away_and_what_lives_is_left(tmp_path: Path) -> None:
+    dead = left_behind(tmp_path / "dead")
+    living = Doorbell(tmp_path / "living")
+    living.open(lambda: None)
+    shared = left_behind(tmp_path / "living")
+    assert shared == living._folder
+    assert len(list(dead.iterdir())) == 1
+    assert clear_away_the_dead() == 1
+    assert not dead.exists()
+    assert living._own is not None
+    assert living._own.exists()
+    living.close()
+
+
+async def test_what_is_not_ours_is_never_cleared_away(tmp_path: Path) -> None:
+    temporary = Path(tempfile.gettempdir())
+    foreign = temporary / f"ksi-{os.getuid()}-0123456789abcdef"
+    foreign.mkdir(mode=0o700)
+    (foreign / "123-b_0000000000").write_text("a file, no socket")
+    (foreign / "letters").write_text("precious")
+    entrance = temporary / f"ksi-{os.getuid()}-fedcba9876543210"
+    entrance.symlink_to(left_behind(tmp_path))
+    open_to_all = temporary / f"ksi-{os.getuid()}-aaaaaaaaaaaaaaaa"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    (temporary / "ksi-notes").mkdir(mode=0o700)
+    assert clear_away_the_dead() == 1  # the one behind the link, by its own name
+    assert len(list(foreign.iterdir())) == 2
+    assert entrance.is_symlink()
+    assert open_to_all.exists()
+    assert (temporary / "ksi-notes").exists()

@@ -28,7 +28,9 @@ def migrated() -> sqlite3.Connection:
 def shape(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
     """Every object of the schema without its comments and layout."""
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    return {(kind, name): " ".join(re.sub(r"--[^\n]*", "", sql).split()) for kind, name, sql in rows}
+    plain = {(kind, name): " ".join(re.sub(r"--[^\n]*", "", sql).split()) for kind, name, sql in rows}
+    # A table that was made anew and renamed has its name in quotes.
+    return {key: sql.replace(f'CREATE TABLE "{key[1]}"', f"CREATE TABLE {key[1]}") for key, sql in plain.items()}
 
 
 def strings_of(node: ast.AST) -> set[str]:
@@ -58,6 +60,42 @@ def test_the_schema_is_the_sum_of_the_migrations() -> None:
         assert connection.execute("SELECT control_id, routing_version FROM control").fetchall() == [(1, 0)]
     fresh.close()
     stepped.close()
+
+
+def test_rows_of_the_first_schema_are_all_there_in_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA foreign_keys = ON")
+    steps = migrations()
+    with monkeypatch.context() as early:
+        early.setattr("ksi_mcp.db.migrate.migrations", lambda: steps[:1])
+        migrate(connection, now_ms=0)
+    rows = {
+        "account": "('global', NULL, 5, NULL, NULL, 1, 0, 1, 0, 1, 0)",
+        "orchestration": "(1, 'o_1', 'p', 'h', 'running', 'client', '{}', 9, 'me', 1, NULL, NULL, NULL, NULL, NULL)",
+        "agent": "(1, 'a_1', 'one', NULL, NULL, 'o_1', 'active', 's', 'm', '', '[]', '{}', 'operator', 1, 1, NULL)",
+        "session": "('a_1', 1, 1)",
+        "hold": "('h_1', 'global', 't_1', 'sent', 1, 1, NULL, NULL, 0)",
+    }
+    for table, values in rows.items():
+        connection.execute(f"INSERT INTO {table} VALUES {values}")
+    connection.execute(
+        "INSERT INTO turn (n, turn_id, session_id, seq, state, run_at_ms, provider, prompt, created_by, root_id, hops,"
+        " depth, created_at_ms) VALUES (7, 't_1', 'a_1', 1, 'running', 1, 's', 'hi', 'operator', 'r', 0, 0, 1)"
+    )
+    connection.execute(
+        "INSERT INTO provider_call (turn_id, round, attempt, hold_id, provider, model, state, sent_at_ms)"
+        " VALUES ('t_1', 1, 1, 'h_1', 's', 'm', 'sent', 1)"
+    )
+    before = {table: len(connection.execute(f"SELECT * FROM {table}").fetchall()) for table in (*rows, "turn")}
+    assert migrate(connection, now_ms=9) == len(steps)
+    assert connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
+    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    after = {table: len(connection.execute(f"SELECT * FROM {table}").fetchall()) for table in before}
+    assert after == before == dict.fromkeys(before, 1)
+    assert connection.execute("SELECT n, prompt, state, held FROM turn").fetchall() == [(7, "hi", "running", 0)]
+    with pytest.raises(sqlite3.IntegrityError):
+        connection.execute("INSERT INTO tool_call VALUES ('t_none', 1, 0, 'x', '{}', '', 0, 1)")
+    connection.close()
 
 
 def test_every_table_is_explained_once_by_name() -> None:

@@ -16,6 +16,7 @@ from ksi_mcp.errors import Invalid, StoreError
 
 def put(tx: Tx, name: str, tokens: int | None = None) -> str:
     values = {"account_id": name, "parent_id": None, "usd_micros": None, "tokens": tokens, "turns": None}
+    values |= {"seconds": None, "policy": "deny", "now_ms": 0}
     tx.run("budgets.open", values)
     tx.announce(name)
     return name

@@ -32,7 +32,7 @@ ALWAYS = {
 CLIENT_LED = ALWAYS | {"agent_send", "composition_track_decision", "orchestration_complete"}
 
 TOOLS_OF: dict[str, set[str]] = {
-    "pipeline_with_review": CLIENT_LED | {"routing_explain"},
+    "pipeline_with_review": CLIENT_LED | {"routing_explain", "completion_answer"},
     "debate_with_judge": CLIENT_LED | {"agent_spawn", "orchestration_control"},
     "consensus": CLIENT_LED | {"event_emit", "composition_fork"},
     "adaptive_tournament": CLIENT_LED

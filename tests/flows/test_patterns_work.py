@@ -23,7 +23,13 @@ async def test_a_pipeline_sends_a_draft_back_until_the_reviewer_is_content(perfo
         assert heard["not_firing"] == []
 
         (approved,) = await stage.events("pipeline:approved", 1)
-        await stage.settle(6)
+        released = await stage.send("approver", f"May this go out? {approved['draft']}")
+        waiting = (await stage.call("agent_wait", turns=[released], timeout_s=20))["turns"][0]
+        assert waiting["parked_on"] == "answer"
+        assert waiting["question"].endswith("Its last reply: ask: it promises a repair on Monday")
+        said = await stage.call("completion_answer", turn=released, text="yes, the mechanic has confirmed")
+        assert (said["status"], said["answered_by"]) == ("done", "operator")
+        await stage.settle(7)
         decision = await stage.track(
             "accepted",
             context={"round": approved["round"], "open": approved["open"]},
@@ -32,12 +38,12 @@ async def test_a_pipeline_sends_a_draft_back_until_the_reviewer_is_content(perfo
             outcome="success",
         )
         ended = await stage.complete(
-            turns=6, outcome="success", metrics={"rounds": approved["round"]}, summary=approved["draft"]
+            turns=7, outcome="success", metrics={"rounds": approved["round"]}, summary=approved["draft"]
         )
 
         assert approved["draft"] == ended["summary"] == "the lift stands still: Monday. Call 555."
-        assert (ended["state"], ended["outcome"], ended["agents_ended"]) == ("completed", "success", 3)
-        assert await stage.participants() == {"analyst": 1, "drafter": 2, "reviewer": 3}
+        assert (ended["state"], ended["outcome"], ended["agents_ended"]) == ("completed", "success", 4)
+        assert await stage.participants() == {"analyst": 1, "drafter": 2, "reviewer": 3, "approver": 1}
         assert await stage.routes() == {
             "analyst -pipeline:analyzed-> drafter": 1,
             "analyst -pipeline:analyzed-> reviewer": 1,

@@ -20,6 +20,8 @@ from ksi_mcp.permissions import OPERATOR, fresh_context
 
 ROOT = Path(__file__).parent.parent.parent
 AGENTS, TURNS, KILLS = 15, 20, 8
+SEEDS = int(os.environ.get("KSI_TEST_SEEDS", "1"))
+"""CI tries twenty; each takes some seconds."""
 
 SCRIPT = """
 defaults: {latency_s: 0.02}
@@ -47,7 +49,7 @@ prices: {claude-sonnet-5-5: {input_usd_per_mtok: 2, output_usd_per_mtok: 10}}
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("seed", range(1, SEEDS + 1))
 async def test_a_worker_killed_at_random_moments_loses_nothing_and_repeats_nothing(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     (tmp_path / "script.yaml").write_text(SCRIPT)

@@ -86,7 +86,7 @@ class Lanes(RuleBasedStateMachine):
         ready = [one for one in self.known.values() if one.state in ("ready", "retrying")]
         due = [one.turn_id for one in ready if one.run_at_ms <= self.tx.now_ms]
         oldest_first = sorted(due, key=lambda turn_id: (self.known[turn_id].run_at_ms, list(self.known).index(turn_id)))
-        claimed = self.queues.claim(self.tx, self.owner, limit=limit)
+        claimed = self.queues.claim(self.tx, self.owner, "scripted", limit=limit)
         assert {turn.turn_id for turn in claimed} == set(oldest_first[:limit])
         for turn in claimed:
             one = self.known[turn.turn_id]

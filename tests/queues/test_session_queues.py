@@ -38,7 +38,7 @@ def put(tx: SqliteTx, session: str, **more: Any) -> Turn:
 
 
 def claim(tx: SqliteTx, owner: WorkerId = W1, limit: int = 10) -> dict[str, Turn]:
-    return {turn.session_id: turn for turn in SessionQueues().claim(tx, owner, limit=limit)}
+    return {turn.session_id: turn for turn in SessionQueues().claim(tx, owner, "scripted", limit=limit)}
 
 
 def running_everywhere(tx: SqliteTx) -> dict[str, Turn]:
