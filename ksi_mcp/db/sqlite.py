@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -25,7 +23,7 @@ import aiosqlite
 from ksi_mcp.clock import Clock
 from ksi_mcp.db.database import Listener, Row, Work
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sql import load_queries
+from ksi_mcp.db.statements import Statement, load_statements
 from ksi_mcp.errors import Invalid, StoreError
 
 logger = logging.getLogger(__name__)
@@ -41,40 +39,6 @@ BUSY_TIMEOUT_S = 30.0
 OLDEST_SQLITE = (3, 38)
 SQLITE_VERSION = sqlite3.sqlite_version
 READERS = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
-    """A named statement with numbered parameters: sqlite3 binds a tuple several times faster than names."""
-
-    sql: str
-    values: Callable[[dict[str, Any]], tuple[Any, ...]]
-
-
-_PARAMETER = re.compile(r"'[^']*'|(?<![:\w]):([a-z_][a-z0-9_]*)")
-
-
-def prepare(sql: str) -> Statement:
-    """Number the `:name` parameters of a statement, each name once."""
-    names: list[str] = []
-
-    def number(found: re.Match[str]) -> str:
-        name = found[1]
-        if name is None:  # a text in quotes
-            return found[0]
-        if name not in names:
-            names.append(name)
-        return f"?{names.index(name) + 1}"
-
-    numbered = _PARAMETER.sub(number, sql)
-    if len(names) == 1:
-        return Statement(sql=numbered, values=lambda given, name=names[0]: (given[name],))  # type: ignore[misc]
-    return Statement(sql=numbered, values=itemgetter(*names) if names else lambda _given: ())
-
-
-def load_statements() -> dict[str, Statement]:
-    """Every named statement of the package, ready to be bound."""
-    return {name: prepare(sql) for name, sql in load_queries().items()}
 
 
 class SqliteTx:
@@ -376,7 +340,7 @@ async def _first_steps(writer: aiosqlite.Connection, clock: Clock, *, memory: bo
         if not memory:
             _wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
-        migrate(connection, now_ms=clock.now_ms())
+        migrate(connection, now_ms=clock.now_ms(), whole=True)
 
     await writer.executemany(cast("str", _Call(prepare)), ())
 

@@ -13,7 +13,8 @@ from ksi_mcp.agents.roster import AgentFilter, Delivery, Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import Limits
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sqlite import SqliteTx, load_statements
+from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.statements import load_statements
 from ksi_mcp.errors import Conflict, Invalid, KsiError, NotFound, Refused
 from ksi_mcp.permissions import OPERATOR, Context, agent_actor, fresh_context
 from ksi_mcp.queues.session_queues import SessionQueues

@@ -23,7 +23,8 @@ from ksi_mcp.budgets.model import (
     may_reserve,
 )
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sqlite import SqliteTx, load_statements
+from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.statements import load_statements
 from ksi_mcp.errors import Invalid, NotFound
 from ksi_mcp.ids import AccountId
 from ksi_mcp.permissions import OPERATOR, fresh_context

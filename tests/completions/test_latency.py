@@ -7,7 +7,8 @@ import pytest
 
 from ksi_mcp.completions.latency import Latencies
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sqlite import SqliteTx, load_statements
+from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.statements import load_statements
 
 
 def seen(*seconds: float) -> Latencies:

@@ -8,6 +8,7 @@ micro-dollar booked, no limit overstepped at any commit.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,9 @@ SCRIPT = {
     ],
     "default": {"reply": "yes", "usage": USAGE},
 }  # fmt: skip
-CHUNKS = 8
+CHUNKS = 4
+STRIDE = 1 if os.environ.get("KSI_TEST_THOROUGH") else 4
+"""CI tries every statement; some hundred runs take a while."""
 
 
 class Fault:
@@ -136,11 +139,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_a_fault_at_any_statement_changes_nothing(
     open_house: Any, tmp_path: Path, chunk: int, quick: None
 ) -> None:
-    target, struck = chunk + 1, 0
+    target, struck = 1 + chunk * STRIDE, 0
     while True:
         fault = await run(open_house, tmp_path / str(target), target)
         if fault.seen < target:
             break
         struck += fault.struck
-        target += CHUNKS
-    assert struck >= 8  # some hundred statements, shared by the chunks
+        target += CHUNKS * STRIDE
+    assert struck >= 20 // STRIDE  # some hundred statements, shared by the chunks

@@ -20,7 +20,7 @@ from ksi_mcp.permissions import OPERATOR, fresh_context
 
 ROOT = Path(__file__).parent.parent.parent
 AGENTS, TURNS, KILLS = 15, 20, 8
-SEEDS = int(os.environ.get("KSI_TEST_SEEDS", "1"))
+SEEDS = 20 if os.environ.get("KSI_TEST_THOROUGH") else 1
 """CI tries twenty; each takes some seconds."""
 
 SCRIPT = """

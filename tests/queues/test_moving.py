@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sqlite import SqliteTx, load_statements
+from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.statements import load_statements
 from ksi_mcp.errors import Conflict, NotFound
 from ksi_mcp.ids import WorkerId
 from ksi_mcp.queues import moving

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sqlite import SqliteTx, load_statements
+from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.statements import load_statements
 from ksi_mcp.ids import WorkerId
 from ksi_mcp.queues.model import INJECTED, TakenOver, Turn, TurnDraft
 from ksi_mcp.queues.session_queues import SessionQueues

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ksi_mcp.db.migrate import migrate
-from ksi_mcp.db.sqlite import SqliteTx, load_statements
+from ksi_mcp.db.sqlite import SqliteTx
+from ksi_mcp.db.statements import load_statements
 from ksi_mcp.errors import Conflict, NotFound
 from ksi_mcp.events.journal import WOKEN
 from ksi_mcp.ids import WorkerId
