@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import re
 import sqlite3
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -139,12 +140,17 @@ def test_a_step_that_fails_leaves_neither_its_tables_nor_its_record(monkeypatch:
     connection.close()
 
 
-@pytest.mark.parametrize("name", sorted(QUERIES))
-def test_every_statement_fits_the_schema(name: str) -> None:
+@pytest.fixture(scope="module")
+def schema() -> Iterator[sqlite3.Connection]:
     connection = migrated()
-    sql = QUERIES[name]
-    connection.execute(f"EXPLAIN {sql}", dict.fromkeys(re.findall(r":([a-z_][a-z0-9_]*)", sql)))
+    yield connection
     connection.close()
+
+
+@pytest.mark.parametrize("name", sorted(QUERIES))
+def test_every_statement_fits_the_schema(schema: sqlite3.Connection, name: str) -> None:
+    sql = QUERIES[name]
+    schema.execute(f"EXPLAIN {sql}", dict.fromkeys(re.findall(r":([a-z_][a-z0-9_]*)", sql)))
 
 
 def test_every_statement_that_the_code_names_is_there() -> None:
