@@ -38,7 +38,7 @@ from ksi_mcp.db.sqlite import SqliteDatabase, open_sqlite
 from ksi_mcp.db.wal import WalKeeper
 from ksi_mcp.decisions.log import DecisionLog
 from ksi_mcp.errors import Conflict, KsiError, StoreError
-from ksi_mcp.events.journal import Journal
+from ksi_mcp.events.journal import Due, Journal
 from ksi_mcp.events.retention import Retention
 from ksi_mcp.ids import WorkerId, new_id
 from ksi_mcp.launching import WorkerLauncher
@@ -238,7 +238,7 @@ class App:
 
     async def _route(self) -> None:
         swept_s = 0.0
-        bell = self._new_bell()
+        bell = self._new_bell("events")
         while True:
             bell.clear()
             try:
@@ -255,7 +255,7 @@ class App:
 
     async def _fire_delayed(self) -> None:
         """Fire what is due: each in the transaction of its effect, on the authority it was given."""
-        bell = self._new_bell()
+        bell = self._new_bell("delays")
         while True:
             bell.clear()
             try:
@@ -317,10 +317,10 @@ class App:
         if not done.committed:  # a command that only reads, or a condition that does not hold
             await journal.commit(drop)
 
-    def _new_bell(self) -> asyncio.Event:
+    def _new_bell(self, *kinds: Due) -> asyncio.Event:
         """One for each pump: what clears its own bell cannot swallow another's ring."""
         bell = asyncio.Event()
-        self.services.journal.on_wake(bell.set)
+        self.services.journal.on_wake(bell.set, *kinds)
         return bell
 
     # -------------------------------------------------------------------------- worker processes

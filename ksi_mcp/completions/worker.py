@@ -66,7 +66,7 @@ class Worker:
         self._draining = False
         self.claiming = asyncio.Lock()
         """Held while turns are claimed; whoever holds it keeps this worker from claiming."""
-        journal.on_wake(self._bell.set)
+        journal.on_wake(self._bell.set, "turns")
 
     @property
     def busy(self) -> bool:

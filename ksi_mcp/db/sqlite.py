@@ -38,7 +38,7 @@ MAX_TICK_S = 0.005
 BUSY_TIMEOUT_S = 30.0
 OLDEST_SQLITE = (3, 38)
 SQLITE_VERSION = sqlite3.sqlite_version
-READERS = 2
+READERS = 1
 
 
 class SqliteTx:

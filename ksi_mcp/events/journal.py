@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from ksi_mcp.clock import Clock
 from ksi_mcp.db import Database, Tx
@@ -42,12 +42,21 @@ class Recorder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+Due = Literal["turns", "events", "delays"]
+"""What may have become due: turns to claim, events to route, delayed events to fire."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Woken:
-    """Announced when there may be work to claim, route or fire; other processes hear it as a ring."""
+    """Announced when there may be work of that kind; other processes hear it as a ring."""
+
+    kind: Due
 
 
-WOKEN = Woken()
+WOKEN = Woken(kind="turns")
+DELAYED = Woken(kind="delays")
+_ROUTABLE = Woken(kind="events")
+_EVERYTHING: frozenset[Due] = frozenset({"turns", "events", "delays"})
 
 
 class Subscription:
@@ -109,7 +118,7 @@ class Journal:
         self.clock = clock
         self._db = db
         self._subscriptions: list[Subscription] = []
-        self._wakers: list[Callable[[], None]] = []
+        self._wakers: list[tuple[Callable[[], None], frozenset[Due]]] = []
         self._last: int | None = None
         self._tailing: asyncio.Task[None] | None = None
         self._tail_again = False
@@ -172,14 +181,15 @@ class Journal:
         )
         if routable:
             tx.run("events.to_outbox", {"event_id": event.event_id})
+            tx.announce(_ROUTABLE)
         tx.announce(event)
         return event
 
     # ------------------------------------------------------------------------------- listening
 
-    def on_wake(self, waker: Callable[[], None]) -> None:
-        """Call `waker` on the loop whenever there may be new work, from this process or another."""
-        self._wakers.append(waker)
+    def on_wake(self, waker: Callable[[], None], *kinds: Due) -> None:
+        """Call `waker` on the loop whenever there may be new work of these kinds (or any), from whatever process."""
+        self._wakers.append((waker, frozenset(kinds) or _EVERYTHING))
 
     def rung(self) -> None:
         """Another process has committed something."""
@@ -187,7 +197,7 @@ class Journal:
             self._tail()
         else:
             self._last = None
-        self._wake()
+        self._wake(_EVERYTHING)
 
     def subscribe(self, wants: Callable[[Event], bool]) -> Subscription:
         """Live events for which `wants(event)`; enter it with `async with`."""
@@ -229,16 +239,18 @@ class Journal:
                     self._tail()
                     break
                 self._publish(note)
-        self._wake()
+        if due := frozenset(note.kind for note in notes if isinstance(note, Woken)):
+            self._wake(due)
 
     def _publish(self, event: Event) -> None:
         self._last = event.event_id
         for subscription in self._subscriptions:
             subscription.offer(event)
 
-    def _wake(self) -> None:
-        for waker in self._wakers:
-            waker()
+    def _wake(self, due: frozenset[Due]) -> None:
+        for waker, kinds in self._wakers:
+            if kinds & due:
+                waker()
 
     def _tail(self) -> None:
         self._tail_again = True

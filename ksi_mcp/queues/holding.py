@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ksi_mcp.db import Tx
-from ksi_mcp.events.journal import WOKEN
+from ksi_mcp.events.journal import DELAYED, WOKEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,4 +54,5 @@ def release_sessions(tx: Tx, orchestration_id: str, *, paused_ms: int) -> int:
     tx.run("queues.release_sessions", {"orchestration_id": orchestration_id})
     released = tx.run("queues.release_heads", {"orchestration_id": orchestration_id, "paused_ms": paused_ms})
     tx.announce(WOKEN)
+    tx.announce(DELAYED)  # the run's delayed events count on, too
     return released

@@ -10,7 +10,7 @@ from pydantic import Field
 from ksi_mcp.agents import reach
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid, Refused
-from ksi_mcp.events.journal import WOKEN
+from ksi_mcp.events.journal import DELAYED
 from ksi_mcp.events.model import Event, EventFilter, encode_data
 from ksi_mcp.events.patterns import check_event_name, check_pattern, compile_pattern, is_reserved
 from ksi_mcp.permissions import Context, actor_of
@@ -161,7 +161,7 @@ async def _delay(
                 "context": encode_context(call.ctx, run),
             },
         )
-        tx.announce(WOKEN)  # whoever fires it may have to get up earlier now
+        tx.announce(DELAYED)  # whoever fires it may have to get up earlier now
         held = row is not None and bool(row["held"])
         return Emitted(event=event, delayed_until=f"{delay_s:g} s after its run goes on" if held else at(due_ms))
 

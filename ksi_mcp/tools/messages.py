@@ -16,7 +16,7 @@ from ksi_mcp.tools.events import check_emittable
 from ksi_mcp.tools.selecting import AgentRef, AgentWhere, Key, message_text, select_living
 from ksi_mcp.tools.tool import View, tool
 from ksi_mcp.tools.views import HistoryView, TurnView
-from ksi_mcp.tools.waiting import MAX_WAIT_S, Gathered, gather
+from ksi_mcp.tools.waiting import MAX_WAIT_S, Found, Gathered, gather
 
 
 class History(View):
@@ -60,18 +60,26 @@ async def agent_send(
     if reply_event is not None:
         check_emittable(call, reply_event)
 
+    made: dict[str, Found] = {}
+
     def work(tx: Tx) -> TurnView:
         found = reach.find(tx, call.ctx, agent)
         how = Delivery(reply_event=reply_event, timeout_s=timeout_s, op_class=op_class)
         turn = call.svc.roster.send(tx, call.ctx, found, message_text(message), how)
         if wait_s > 0 and call.ctx.slot is not None:  # a wait that cannot be must not leave the message behind
             call.svc.queues.begin_wait(tx, call.svc.queues.get(tx, call.ctx.slot.turn_id), [turn])
+        made[turn.turn_id] = [turn], {found.agent_id: found.name}
         return TurnView.of(turn, found.name)
 
-    sent = await call.commit(work, key=idempotency_key, again=TurnView)
     if wait_s <= 0:
-        return sent
-    gathered = await gather(call, turns=(sent.turn,), agents=(), timeout_s=wait_s, min_responses=1)
+        return await call.commit(work, key=idempotency_key, again=TurnView)
+    turns: list[str] = []
+
+    async def begin() -> Found | None:
+        turns.append((await call.commit(work, key=idempotency_key, again=TurnView)).turn)
+        return made.get(turns[0])  # nothing, if the key has had its result before
+
+    gathered = await gather(call, turns=turns, agents=(), timeout_s=wait_s, min_responses=1, begin=begin)
     return gathered.turns[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from ksi_mcp.agents import reach
 from ksi_mcp.db import Tx
@@ -38,6 +38,11 @@ class Gathered(View):
     next: str | None = None
 
 
+Found = tuple[list[Turn], dict[str, str]]
+"""Turns, and the names of their agents."""
+Begin = Callable[[], Awaitable[Found | None]]
+
+
 async def gather(
     call: Call,
     *,
@@ -46,8 +51,11 @@ async def gather(
     timeout_s: float,
     min_responses: int | None,
     collect_partial: bool = True,
+    begin: Begin | None = None,
 ) -> Gathered:
     """Wait until `min_responses` of the turns (all, by default) have ended, or the time is up.
+
+    `begin` makes the turns once their ends can be heard, and gives them back; without it they are looked up.
 
     A client is not kept waiting for what waits for the client itself, or for a person; an agent is, since it
     has nothing else to do.
@@ -62,7 +70,10 @@ async def gather(
     if agents:
         await _deliveries_made(call, agents, min(timeout_s, _DELIVERY_S))
     async with call.svc.journal.subscribe(wants) as endings:
-        found, names = await call.read(lambda tx: _find(tx, call, turns, agents))
+        known = None if begin is None else await begin()
+        if known is None:
+            known = await call.read(lambda tx: _find(tx, call, turns, agents))
+        found, names = known
         turns_by_id: dict[str, Turn] = {turn.turn_id: turn for turn in found}
         pending: set[str] = {turn.turn_id for turn in found if not turn.final}
         watched = pending  # from here on, the ends of others wake nobody here
