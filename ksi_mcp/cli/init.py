@@ -18,6 +18,9 @@ CONFIG_TEMPLATE = """\
 # worker: {concurrency: 64, idle_s: 60}
 # anthropic: {api_key_env: ANTHROPIC_API_KEY}   # the key itself stays in the environment
 # scripted: {script: script.yaml}               # replies for the provider `scripted`
+# supervision: {policy: retry}                  # when a turn is lost for good: retry, respawn, redistribute, escalate
+# monitor: {backlog: 100, timeout_rate: 0.2}    # emit monitor:* events beyond these
+# retention: {turns: {days: 90}}                # what is older goes, unless something still needs it
 """
 
 
