@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from ksi_mcp.agents.history import Round, round_of
-from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import Blocked, Denied
 from ksi_mcp.completions import store
@@ -37,18 +36,10 @@ class Admission:
     """Lets a round out, serves it from the store, or sees to it that the turn waits or ends."""
 
     def __init__(
-        self,
-        journal: Recorder,
-        queues: SessionQueues,
-        roster: Roster,
-        ledger: Ledger,
-        *,
-        breakers: Breakers,
-        fail: Fail,
+        self, journal: Recorder, queues: SessionQueues, ledger: Ledger, *, breakers: Breakers, fail: Fail
     ) -> None:
         self._journal = journal
         self._queues = queues
-        self._roster = roster
         self._ledger = ledger
         self._breakers = breakers
         self._fail = fail

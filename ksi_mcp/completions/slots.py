@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from ksi_mcp.clock import Clock
 from ksi_mcp.completions.limiter import Limits
@@ -26,6 +26,11 @@ class Slots:
         self._clock = clock
         self._claimed: Counter[str] = Counter()
         self._moved = asyncio.Event()
+        self._tell: Callable[[], None] | None = None
+
+    def on_room(self, tell: Callable[[], None]) -> None:
+        """Call `tell` when a provider that was full has room again: turns may wait for it in the queue."""
+        self._tell = tell
 
     def free(self, provider: str) -> int:
         """How many more turns for that provider may be claimed."""
@@ -67,14 +72,22 @@ class Slots:
             kind, retry_after_s = error.kind, error.retry_after_s
             raise
         finally:
-            latency_s = self._clock.monotonic_s() - began_s
-            self._limits.ended(provider, ok=ok, kind=kind, latency_s=latency_s, retry_after_s=retry_after_s)
-            self._wake()
+            self._ended(
+                provider, ok=ok, kind=kind, latency_s=self._clock.monotonic_s() - began_s, retry_after_s=retry_after_s
+            )
 
     def leave(self, provider: str) -> None:
         """A slot that was entered is not needed: no call was made."""
-        self._limits.ended(provider, ok=False, kind=None, latency_s=0.0, retry_after_s=None)
+        self._ended(provider, ok=False, kind=None, latency_s=0.0, retry_after_s=None)
+
+    def _ended(
+        self, provider: str, *, ok: bool, kind: str | None, latency_s: float, retry_after_s: float | None
+    ) -> None:
+        was_full = self._limits.free(provider) <= 0
+        self._limits.ended(provider, ok=ok, kind=kind, latency_s=latency_s, retry_after_s=retry_after_s)
         self._wake()
+        if was_full and self._tell is not None and self._limits.free(provider) > 0:
+            self._tell()
 
     def _wake(self) -> None:
         self._moved.set()

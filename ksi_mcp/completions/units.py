@@ -55,7 +55,7 @@ class TurnUnits:
         self._roster = roster
         self._ledger = ledger
         self._breakers = breakers
-        self._admission = Admission(journal, queues, roster, ledger, breakers=breakers, fail=self._failed)
+        self._admission = Admission(journal, queues, ledger, breakers=breakers, fail=self._failed)
 
     def claim(self, tx: Tx, owner: WorkerId, *, free: Callable[[str], int], limit: int) -> list[Loaded]:
         """Take ready heads, at most `free(provider)` of each, and load what they need.

@@ -67,6 +67,7 @@ class Worker:
         self.claiming = asyncio.Lock()
         """Held while turns are claimed; whoever holds it keeps this worker from claiming."""
         journal.on_wake(self._bell.set, "turns")
+        slots.on_room(self._bell.set)
 
     @property
     def busy(self) -> bool:
