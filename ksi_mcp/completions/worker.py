@@ -61,6 +61,7 @@ class Worker:
         self._active = 0
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
         self._cancelled: set[_Key] = set()
+        self._claims: dict[_Key, str] = {}
         self._lost: list[str] = []
         self._bell = asyncio.Event()
         self._draining = False
@@ -117,7 +118,11 @@ class Worker:
             self._active += 1
             self._slots.claim(item.choice.provider)
             key = (item.turn.turn_id, item.turn.attempt)
-            self._tasks[key] = asyncio.create_task(self._run_one(item), name=f"ksi-turn-{item.turn.turn_id}")
+            self._claims[key] = item.choice.provider
+            task = asyncio.create_task(self._run_one(item, key), name=f"ksi-turn-{item.turn.turn_id}")
+            self._tasks[key] = task
+            # Not at the end of the task itself: one that is cancelled before its first step never runs.
+            task.add_done_callback(lambda _task, key=key: self._ended(key))  # type: ignore[misc]
         return len(items)
 
     async def _nap(self) -> None:
@@ -142,21 +147,25 @@ class Worker:
         if running:
             await asyncio.wait(running, timeout=timeout_s)
 
-    async def _run_one(self, item: Loaded) -> None:
-        turn_id, provider = item.turn.turn_id, item.choice.provider
-        key = (turn_id, item.turn.attempt)
-        claims = [provider]
+    def _claimed(self, key: _Key) -> None:
+        if (provider := self._claims.pop(key, None)) is not None:
+            self._slots.unclaim(provider)
 
-        def claimed() -> None:
-            if claims:
-                self._slots.unclaim(claims.pop())
+    def _ended(self, key: _Key) -> None:
+        self._claimed(key)
+        self._active -= 1
+        self._cancelled.discard(key)
+        del self._tasks[key]
+        self._bell.set()
 
+    async def _run_one(self, item: Loaded, key: _Key) -> None:
+        turn_id = item.turn.turn_id
         try:
             await self._runner.run(
                 item,
                 resting=self._resting,
                 cancelled=lambda: key in self._cancelled,
-                claimed=claimed,
+                claimed=lambda: self._claimed(key),
                 leaving=self._leaving,
             )
         except TakenOver:
@@ -172,12 +181,6 @@ class Worker:
                 pass
             except StoreError:
                 self._lost.append(turn_id)
-        finally:
-            claimed()
-            self._active -= 1
-            self._cancelled.discard(key)
-            self._tasks.pop(key, None)
-            self._bell.set()
 
     def _leaving(self) -> bool:
         return self._draining
