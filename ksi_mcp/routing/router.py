@@ -1,27 +1,25 @@
-"""Who hears what? `Router`: the table's only door, and the pump that delivers by it."""
+"""Who hears what? `Router`: the table's only door; `Pump` delivers by it."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from ksi_mcp.db import Tx
-from ksi_mcp.errors import Invalid, KsiError, NotFound, Refused, StoreError
+from ksi_mcp.errors import Invalid, KsiError, NotFound, Refused
 from ksi_mcp.events.journal import Journal
-from ksi_mcp.events.model import Event, event_of
+from ksi_mcp.events.model import Event
 from ksi_mcp.events.patterns import check_event_name, shorten
 from ksi_mcp.ids import EventId, RuleId, new_id
 from ksi_mcp.permissions import SYSTEM, Context, fresh_context
 from ksi_mcp.routing import governance, store
 from ksi_mcp.routing.governance import Quotas
 from ksi_mcp.routing.index import RuleTable, find_cycle
-from ksi_mcp.routing.listeners import ListenerFailed, Listeners, React
+from ksi_mcp.routing.listeners import React
 from ksi_mcp.routing.matching import Match, judge
-from ksi_mcp.routing.outbox import EventDelivery, Limits, TurnSink
+from ksi_mcp.routing.outbox import Limits, TurnSink
+from ksi_mcp.routing.pump import Pump
 from ksi_mcp.routing.rules import (
     AGENT,
     UPDATE_FIELDS,
@@ -36,8 +34,6 @@ from ksi_mcp.routing.rules import (
 from ksi_mcp.routing.store import RuleFilter, RulePage
 
 __all__ = ["Explanation", "Limits", "Quotas", "Router", "TurnSink"]
-
-logger = logging.getLogger(__name__)
 
 SWEEP_LIMIT = 500
 MAX_PAGE = 200
@@ -58,10 +54,6 @@ class Explanation:
 class Router:
     """Rules that agents may change while the table runs.
 
-    Contract of the pump: an event is delivered exactly once, in the order of ids, by the rules of
-    the moment in which it is delivered; its outbox row goes in the transaction of its deliveries.
-    What cannot be delivered leaves an event that says so and never holds up another.
-
     The functions that take a `tx` are composed by the caller into one transaction. The table in
     memory only ever holds what was committed; a transaction adds what it sees beyond that for itself, so
     a change that is rolled back leaves no trace here. `refresh` makes that short, and is never needed to be right.
@@ -77,14 +69,11 @@ class Router:
         limits: Limits | None = None,
     ) -> None:
         self._journal = journal
-        self._turns = turns
         self._is_command = is_command
         self._quotas = quotas or Quotas()
-        self._limits = limits or Limits()
         self._table = RuleTable()
         self._compiled = store.CompiledRows()
-        self._listeners = Listeners()
-        self._pumping = asyncio.Lock()
+        self._pump = Pump(journal, turns, limits or Limits(), table=self._seen_by, refresh=self.refresh)
 
     # ------------------------------------------------------------------------------- the table
 
@@ -315,32 +304,8 @@ class Router:
             self._table = table
 
     async def pump_once(self, limit: int = 100) -> int:
-        """Deliver the oldest waiting events, at most `limit`; how many were handled.
-
-        Raises:
-            StoreError: the store could not take it; what was not delivered waits on.
-        """
-        async with self._pumping:
-            waiting = await self._journal.read(lambda tx: tx.all("routing.waiting", {"limit": limit}))
-            if not waiting:
-                return 0
-            await self.refresh()
-            ids = [int(row["event_id"]) for row in waiting]
-            # Submitted in this order they run in this order, mostly in one transaction, each undone alone.
-            outcomes = await asyncio.gather(
-                *(self._journal.commit(partial(self._handle, event_id=event_id)) for event_id in ids),
-                return_exceptions=True,
-            )
-            for event_id, outcome in zip(ids, outcomes, strict=True):
-                if isinstance(outcome, ListenerFailed):
-                    outcome = await self._handle_without(event_id, outcome)  # noqa: PLW2901
-                if outcome is None:
-                    continue
-                if isinstance(outcome, StoreError) or not isinstance(outcome, Exception):
-                    raise outcome
-                reason = ascii(outcome.message) if isinstance(outcome, KsiError) else type(outcome).__name__
-                await self._journal.commit(partial(self._give_up, event_id=event_id, reason=reason))
-            return len(ids)
+        """Deliver the oldest waiting events, at most `limit`; how many were handled. See `Pump`."""
+        return await self._pump.once(limit)
 
     def listen(self, names: Collection[str], react: React) -> None:
         """Call `react(tx, event)` once for every event of these names, in the transaction that routes it.
@@ -348,39 +313,7 @@ class Router:
         It runs before the rules are judged. One that raises is undone and left out, and `system:listener_failed`
         says so: it can neither hold up the event nor spoil its delivery.
         """
-        self._listeners.add(names, react)
-
-    def _handle(self, tx: Tx, event_id: int, failed: Collection[ListenerFailed] = ()) -> None:
-        row = tx.one("routing.waiting_event", {"event_id": event_id})
-        if row is None:
-            return
-        event = event_of(row)
-        self._listeners.hear(tx, event, without=[each.react for each in failed])
-        for each in failed:
-            each.report(tx, self._journal, event)
-        EventDelivery(tx, self._journal, self._turns, self._limits, event).run(self._seen_by(tx))
-        tx.run("routing.handled", {"event_id": event_id})
-
-    async def _handle_without(self, event_id: int, failure: ListenerFailed) -> Exception | None:
-        """Route an event without those of its listeners that fail."""
-        failed = [failure]
-        while True:
-            logger.error("a listener of event %d failed", event_id, exc_info=failed[-1].failure)
-            try:
-                await self._journal.commit(partial(self._handle, event_id=event_id, failed=tuple(failed)))
-            except ListenerFailed as another:
-                failed.append(another)
-            except Exception as other:  # noqa: BLE001  the pump decides
-                return other
-            else:
-                return None
-
-    def _give_up(self, tx: Tx, event_id: int, reason: str) -> None:
-        row = tx.one("routing.waiting_event", {"event_id": event_id})
-        if row is None:
-            return
-        EventDelivery(tx, self._journal, self._turns, self._limits, event_of(row)).undeliverable(reason)
-        tx.run("routing.handled", {"event_id": event_id})
+        self._pump.listeners.add(names, react)
 
     def _seen_by(self, tx: Tx) -> RuleTable:
         return store.catch_up(tx, self._table, self._compiled)

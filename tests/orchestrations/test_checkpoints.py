@@ -235,7 +235,7 @@ async def test_words_put_in_and_events_under_way_go_back_too(open_house) -> None
         services = house.app.services
         await house.call("event_emit", event="x:one", orchestration="o_1")
         await house.until(lambda: house.rows("SELECT COUNT(*) FROM outbox") == [(0,)])
-        async with services.router._pumping:  # what is emitted now is not delivered before the checkpoint
+        async with services.router._pump._pumping:  # what is emitted now is not delivered before the checkpoint
             await house.call("completion_inject", agent=ada, content="mind the gap", position="before")
             await house.call("event_emit", event="x:two", orchestration="o_1")
             await house.call("checkpoint_create", orchestration="o_1")
@@ -393,7 +393,7 @@ async def test_automatic_checkpoints_come_every_so_many_turns_and_only_the_newes
         ada = started["agents"][0]["agent"]
         for number in range(7):
             await house.ask(ada, f"question {number}")
-        await house.until(lambda: house.rows("SELECT COUNT(*) FROM outbox") == [(0,)])
+            await house.until(lambda: house.rows("SELECT COUNT(*) FROM outbox") == [(0,)])
         rows = house.rows("SELECT automatic, turns, label FROM checkpoint ORDER BY n")
         assert rows == [(1, 4, None), (1, 6, None)]
         assert [event["turns"] for event in house.events("checkpoint:created")] == [2, 4, 6]

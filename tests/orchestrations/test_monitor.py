@@ -90,6 +90,7 @@ async def test_a_rate_of_time_outs_is_said_once_and_not_for_a_handful_of_turns(o
         for _ in range(4):
             await house.ask("a")
         await on_writer(house, "UPDATE turn SET state = 'timed_out'")
+        await on_writer(house, "UPDATE session SET changes = changes + 1")  # as every end of a turn does
         await house.app.monitor.look()
         assert house.events("monitor:timeout_rate") == []
         await house.ask("a")

@@ -232,7 +232,7 @@ async def test_an_agent_that_only_fails_is_replaced_three_times_and_then_given_u
 async def test_two_prompts_lost_at_once_cost_one_respawn(open_house) -> None:
     async with open_house(lost(2), supervision={"policy": "respawn"}) as house:
         await house.spawn("a")
-        async with house.app.services.router._pumping:  # nothing is routed before both have failed
+        async with house.app.services.router._pump._pumping:  # nothing is routed before both have failed
             for text in ("lost 1", "lost 2"):
                 assert (await house.ask("a", text))["status"] == "failed"
         done = "SELECT COUNT(*) FROM turn WHERE state = 'done'"
@@ -372,7 +372,7 @@ async def test_an_idle_agent_that_is_to_drain_ends_at_once(open_house) -> None:
 async def test_an_agent_whose_lost_turn_nobody_heard_of_yet_does_not_end_before_its_rescue(open_house) -> None:
     async with open_house(lost(1), supervision={"policy": "retry"}) as house:
         agent = await house.spawn("a")
-        async with house.app.services.router._pumping:  # nothing is routed meanwhile
+        async with house.app.services.router._pump._pumping:  # nothing is routed meanwhile
             await house.ask("a", "lost")
             done = await house.call("agent_terminate", agent="a", mode="drain")
             assert done["draining"] == [agent]
