@@ -7,7 +7,6 @@ the primary key, never overwritten.
 
 from __future__ import annotations
 
-import base64
 import secrets
 from typing import NewType
 
@@ -22,12 +21,12 @@ RootId = NewType("RootId", str)
 WorkerId = NewType("WorkerId", str)
 EventId = NewType("EventId", int)
 
-_LENGTH = 10
-_RANDOM_BYTES = 7
-_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789abcdefghjkmnpqrstvwxyz")
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 
 
 def new_id(prefix: str) -> str:
     """A fresh id, e.g. `a_7f3kq0m2xd`."""
-    random = base64.b32encode(secrets.token_bytes(_RANDOM_BYTES))[:_LENGTH]
-    return f"{prefix}_{random.translate(_CROCKFORD).decode()}"
+    bits = secrets.randbits(50)
+    pairs = (_PAIRS[bits >> shift & 1023] for shift in (40, 30, 20, 10, 0))
+    return f"{prefix}_{''.join(pairs)}"

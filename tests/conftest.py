@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,17 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from ksi_mcp.agents.store import past_turns
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.budgets.model import Limits
 from ksi_mcp.clock import SystemClock
+from ksi_mcp.completions.kept import remembered
+from ksi_mcp.completions.model import Loaded
+from ksi_mcp.completions.units import TurnUnits
 from ksi_mcp.config import Config, Home
 from ksi_mcp.db import Tx
 from ksi_mcp.permissions import OPERATOR, fresh_context
+from ksi_mcp.queues.model import Turn
 
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=2_000, deadline=None)
@@ -37,6 +42,23 @@ def no_real_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may spend money or depend on whose machine it runs on."""
     for name in [*_KEYS, *(name for name in os.environ if name.startswith("KSI_"))]:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def kept_is_stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test does to a conversation, a turn is given the very one that the store holds."""
+    load, wrong = TurnUnits._load, []
+
+    def looked(units: TurnUnits, tx: Tx, turn: Turn) -> Loaded:
+        item = load(units, tx, turn)
+        stored = past_turns(tx, turn.session_id, limit=remembered(item.agent))
+        if item.earlier != stored:
+            wrong.append(f"{turn.turn_id} was given {item.earlier}, the store has {stored}")
+        return item
+
+    monkeypatch.setattr(TurnUnits, "_load", looked)
+    yield
+    assert wrong == []
 
 
 # An application with its worker inside, on a folder of its own, answered by a script.

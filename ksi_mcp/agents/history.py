@@ -12,6 +12,8 @@ from ksi_mcp.providers.base import Answer, Block, Message, Role, ToolResult, Too
 PER_MESSAGE_TOKENS: Final = 16
 """What a provider wraps around a message or a tool call."""
 
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResult:
@@ -48,6 +50,8 @@ class PastTurn:
     prompt: str
     rounds: tuple[Round, ...]
     at_ms: int
+    seq: int = 0
+    """Its place in the session."""
     before: tuple[str, ...] = ()
     """Said to the model before the prompt."""
     after: tuple[str, ...] = ()
@@ -81,16 +85,14 @@ def plain(text: str) -> str:
 
 def encode_answer(answer: Answer) -> str:
     """An answer as stored."""
-    stored = json.dumps(
+    stored = _compact(
         {
             "text": answer.text,
             "tool_uses": [{"id": use.id, "name": use.name, "input": use.input} for use in answer.tool_uses],
             "stop_reason": answer.stop_reason,
             "model": answer.model,
             "request_id": answer.request_id,
-        },
-        ensure_ascii=False,
-        separators=(",", ":"),
+        }
     )
     return plain(stored)
 

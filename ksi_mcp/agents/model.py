@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from ksi_mcp.agents.policy import policy_of
@@ -100,6 +101,8 @@ class Agent:
     successor_id: str | None = None
     respawns: int = 0
     """How many stood before it in its place."""
+    changes: int = 0
+    """Of its conversation, ever."""
 
     @property
     def status(self) -> AgentStatus:
@@ -159,7 +162,6 @@ def encode_settings(settings: AgentSettings) -> str:
 
 def agent_of(row: Row) -> Agent:
     """The record behind a row of `agent` joined with its session."""
-    settings: dict[str, Any] = json.loads(row["settings"])
     return Agent(
         n=row["n"],
         agent_id=AgentId(row["agent_id"]),
@@ -171,8 +173,8 @@ def agent_of(row: Row) -> Agent:
         provider=row["provider"],
         model=row["model"],
         system=row["system"],
-        capabilities=frozenset(json.loads(row["capabilities"])),
-        settings=AgentSettings(**settings),
+        capabilities=_capabilities(row["capabilities"]),
+        settings=_settings(row["settings"]),
         created_by=row["created_by"],
         created_at_ms=row["created_at_ms"],
         last_active_ms=row["last_active_ms"],
@@ -181,4 +183,16 @@ def agent_of(row: Row) -> Agent:
         draining=bool(row["draining"]),
         successor_id=row["successor_id"],
         respawns=row["respawns"],
+        changes=row["changes"],
     )
+
+
+# Many agents are made alike, and each claim reads one.
+@lru_cache(maxsize=256)
+def _capabilities(stored: str) -> frozenset[str]:
+    return frozenset(json.loads(stored))
+
+
+@lru_cache(maxsize=256)
+def _settings(stored: str) -> AgentSettings:
+    return AgentSettings(**json.loads(stored))

@@ -17,12 +17,12 @@ SELECT name FROM agent WHERE COALESCE(orchestration_id, '') = COALESCE(:orchestr
 
 -- one
 -- why: an agent by its id, with how much waits for it.
-SELECT agent.*, session.pending, session.suspended FROM agent JOIN session ON session.session_id = agent.agent_id
+SELECT agent.*, session.pending, session.suspended, session.changes FROM agent JOIN session ON session.session_id = agent.agent_id
 WHERE agent_id = :agent_id
 
 -- by_name
 -- why: people and models say names; the living come before the dead, the nearest run before others.
-SELECT agent.*, session.pending, session.suspended FROM agent JOIN session ON session.session_id = agent.agent_id
+SELECT agent.*, session.pending, session.suspended, session.changes FROM agent JOIN session ON session.session_id = agent.agent_id
 WHERE name = :name
   AND (:orchestration_id IS NULL OR agent.orchestration_id = :orchestration_id)
   AND (:visible IS NULL OR agent.agent_id IN (SELECT value FROM json_each(:visible)))
@@ -30,7 +30,7 @@ ORDER BY agent.status <> 'active', agent.created_at_ms DESC LIMIT 20
 
 -- page
 -- why: agent_list, oldest first after a cursor.
-SELECT agent.*, session.pending, session.suspended FROM agent JOIN session ON session.session_id = agent.agent_id
+SELECT agent.*, session.pending, session.suspended, session.changes FROM agent JOIN session ON session.session_id = agent.agent_id
 WHERE (:orchestration_id IS NULL OR agent.orchestration_id = :orchestration_id)
   AND (:parent_id IS NULL OR agent.parent_id = :parent_id)
   AND (:composition IS NULL OR agent.composition LIKE :composition ESCAPE '!')

@@ -87,7 +87,7 @@ def find(tx: Tx, ctx: Context, ref: str) -> Agent:
         Invalid: several living agents have that name.
     """
     seen = visible(tx, ctx)
-    row = tx.one("agents.one", {"agent_id": ref})
+    row = tx.one("agents.one", {"agent_id": ref}) if ref.startswith("a_") else None
     if row is not None and (seen is None or row["agent_id"] in seen):
         return agent_of(row)
     named = {"name": ref, "visible": None if seen is None else json.dumps(sorted(seen))}

@@ -27,7 +27,7 @@ from ksi_mcp.db import Row, Tx
 from ksi_mcp.errors import Conflict, Exhausted, Invalid, NotFound, Refused
 from ksi_mcp.events.journal import Recorder
 from ksi_mcp.events.store import MAX_CURSOR_CHARS
-from ksi_mcp.ids import AgentId, new_id
+from ksi_mcp.ids import AgentId, TurnId, new_id
 from ksi_mcp.permissions import Context, agent_actor
 from ksi_mcp.queues.model import OpClass, Turn, TurnDraft
 from ksi_mcp.queues.session_queues import SessionQueues
@@ -63,6 +63,8 @@ class Delivery:
     expect: str | None = None
     """JSON: what the reply must be like, checked already; None: what the agent's settings say."""
     cache: Literal["exact"] | None = None
+    turn_id: TurnId | None = None
+    """See `TurnDraft`."""
 
 
 class Roster:
@@ -216,6 +218,7 @@ class Roster:
                 priority=how.priority,
                 expect=how.expect,
                 cache=how.cache,
+                turn_id=how.turn_id,
             ),
         )
         facts = {"turn": turn.turn_id, "agent": agent.agent_id, "agent_name": agent.name, "from": str(ctx.actor)}

@@ -11,10 +11,10 @@ from ksi_mcp.agents.history import PastTurn, Round, StoredResult, round_of
 from ksi_mcp.db import Row, Tx
 
 
-def turn_at_work(tx: Tx, turn_id: str, *, prompt: str, at_ms: int) -> PastTurn:
+def turn_at_work(tx: Tx, turn_id: str, *, prompt: str, at_ms: int, seq: int) -> PastTurn:
     """A turn that is being carried on: what was put in, and the rounds that are stored of it."""
     parts = _parts(tx, [turn_id]).get(turn_id)
-    return _turn(parts, {"turn_id": turn_id, "prompt": prompt, "at_ms": at_ms})
+    return _turn(parts, {"turn_id": turn_id, "prompt": prompt, "at_ms": at_ms, "seq": seq})
 
 
 def past_turns(tx: Tx, session_id: str, *, limit: int) -> list[PastTurn]:
@@ -35,6 +35,7 @@ def past_turns(tx: Tx, session_id: str, *, limit: int) -> list[PastTurn]:
                 "turn_id": row["turn_id"],
                 "prompt": row["prompt"],
                 "at_ms": row["created_at_ms"],
+                "seq": row["seq"],
                 "answer": row["given_answer"],
                 "answered_by": row["answered_by"],
             },

@@ -44,14 +44,16 @@ class Admission:
         self._breakers = breakers
         self._fail = fail
 
-    def ask(self, tx: Tx, item: Loaded, wanted: Wanted) -> Sent | Round | None:
+    def ask(self, tx: Tx, item: Loaded, wanted: Wanted, *, just_claimed: bool = False) -> Sent | Round | None:
         """A call that may leave, a round that need not be bought, or None if the turn had to stop here.
+
+        `just_claimed`: in this very transaction, so it is ours and not held.
 
         Raises:
             TakenOver: the turn was cancelled, finished or claimed by somebody else.
         """
         turn, agent, choice = item.turn, item.agent, item.choice
-        if self._queues.require_owned(tx, turn.turn_id, turn.attempt, turn.owner or ""):
+        if not just_claimed and self._queues.require_owned(tx, turn.turn_id, turn.attempt, turn.owner or ""):
             self._queues.step_back(tx, turn)
             return None
         if (known := self._known(tx, item, wanted)) is not None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from ksi_mcp.db import Tx
 from ksi_mcp.events.journal import Recorder
-from ksi_mcp.ids import RootId
-from ksi_mcp.permissions import SYSTEM, Context, Slot, agent_actor, within
+from ksi_mcp.ids import OrchestrationId, RootId
+from ksi_mcp.permissions import SYSTEM, Context, Slot, agent_actor
 from ksi_mcp.queues.model import Turn
 
 MAX_EVENT_TEXT_BYTES = 40 * 1024
@@ -17,15 +17,16 @@ MAX_EVENT_TEXT_BYTES = 40 * 1024
 
 def context_of(turn: Turn, *, slot: Slot | None = None, as_system: bool = False) -> Context:
     """What a turn does, it does as its agent, because of itself, with a fresh count of deliveries."""
-    ctx = Context(
+    run = turn.orchestration_id
+    return Context(
         actor=SYSTEM if as_system else agent_actor(turn.session_id),
         root_id=RootId(turn.root_id),
         cause_id=f"turn:{turn.turn_id}",
         hops=0,
         depth=turn.depth,
         slot=slot,
+        orchestration_id=None if run is None else OrchestrationId(run),
     )
-    return within(ctx, turn.orchestration_id)
 
 
 def report_end(tx: Tx, journal: Recorder, turn: Turn, *, agent_name: str) -> None:
@@ -51,7 +52,7 @@ def report_end(tx: Tx, journal: Recorder, turn: Turn, *, agent_name: str) -> Non
         data["answered_by"] = turn.answered_by
     name = "completion:result" if turn.state == "done" else "completion:failed"
     ctx = context_of(turn, as_system=True)
-    journal.record(tx, name, data, ctx, agent_id=turn.session_id)
+    journal.record(tx, name, data, ctx, agent_id=turn.session_id, subject=turn)
     if turn.reply_event is not None:
         journal.record(tx, turn.reply_event, data, context_of(turn), agent_id=turn.session_id)
 

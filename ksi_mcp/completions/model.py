@@ -8,6 +8,7 @@ from ksi_mcp.agents.history import PastTurn, Round
 from ksi_mcp.agents.model import Agent
 from ksi_mcp.budgets.model import Amount
 from ksi_mcp.completions.chain import Choice
+from ksi_mcp.providers.base import Request
 from ksi_mcp.queues.model import Turn
 
 
@@ -54,3 +55,35 @@ class Sent:
     hold_id: str
     number: int
     seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A turn that has ended, and the answer that ended it."""
+
+    turn: Turn
+    answer: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The request of a turn's next round, and what it asks for to be let out."""
+
+    request: Request
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A round that was let out in the transaction that claimed its turn: its answer is there, or its call may leave."""
+
+    request: Request
+    admitted: Sent | Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A claimed turn; `ready` is its next round, unless that is still to be prepared."""
+
+    item: Loaded
+    ready: Ready | None = None

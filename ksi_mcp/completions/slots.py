@@ -50,6 +50,13 @@ class Slots:
         self._claimed[provider] -= 1
         self._wake()
 
+    def take(self, provider: str) -> bool:
+        """Take a slot at once, if there is one."""
+        if self._limits.free(provider) <= 0:
+            return False
+        self._limits.started(provider)
+        return True
+
     async def enter(self, provider: str) -> None:
         """Wait for a slot and take it."""
         while self._limits.free(provider) <= 0:

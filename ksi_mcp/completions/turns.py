@@ -14,7 +14,7 @@ from ksi_mcp.budgets.model import Amount
 from ksi_mcp.budgets.prices import Prices, UnpricedModel
 from ksi_mcp.completions.endings import context_of
 from ksi_mcp.completions.latency import Latencies
-from ksi_mcp.completions.model import Loaded, Sent, Wanted
+from ksi_mcp.completions.model import Claimed, Ended, Loaded, Prepared, Ready, Sent, Wanted
 from ksi_mcp.completions.request import deadline_s, input_tokens_bound, render, request_hash
 from ksi_mcp.completions.slots import Slots
 from ksi_mcp.completions.toolcalls import ToolRunner
@@ -28,7 +28,7 @@ from ksi_mcp.queues.retry import decide
 
 GetProvider = Callable[[str], Awaitable[Provider]]
 Resting = Callable[[], AbstractContextManager[None]]
-Claimed = Callable[[], None]
+Entering = Callable[[], None]
 SHORTEST_CALL_S = 1.0
 """A call that its accounts' wall clock would end sooner is given this long all the same."""
 
@@ -74,34 +74,43 @@ class TurnRunner:
         await self._journal.commit(self._units.begin)
         await self._journal.read(self._latencies.load)
 
+    def prepare(self, item: Loaded) -> Prepared:
+        """The next round of a turn, as it asks to be let out; pure."""
+        tools = self._tools.specs(item.agent.capabilities)
+        request = render(item.agent, item.now, item.earlier, tools, model=item.choice.model)
+        return Prepared(request=request, wanted=self._wanted(item, request))
+
     async def run(
         self,
-        item: Loaded,
+        claimed: Claimed,
         *,
         resting: Resting,
         cancelled: Cancelled,
-        claimed: Claimed,
+        entering: Entering,
         leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         """Carry the turn on until it ends, waits for a retry, is parked or blocked, or belongs to somebody else.
 
-        `leaving` says that the worker is about to end: then the turn is given back before its next round.
+        A call that may leave already has its slot. `entering` is told when a slot is asked for; `leaving` says that
+        the worker is about to end: then the turn is given back before its next round.
 
         Raises:
             TakenOver: it belongs to somebody else by now; nothing of it is left to do here.
         """
+        item, ready = claimed.item, claimed.ready
         while True:
             if item.rounds and item.rounds[-1].tool_uses:
                 item = await self._run_tools(item, item.rounds[-1], resting)
                 if item.rounds[-1].number > item.agent.settings.max_tool_rounds + item.turn.checks:
                     await self._give_up(item)
                     return
-            if leaving():
+            if ready is None and leaving():
                 await self._journal.commit(lambda tx: self._units.step_back(tx, item))  # noqa: B023
                 return
-            answered = await self._round(item, cancelled, claimed)
+            answered = await self._round(item, ready, cancelled, entering)
             if answered is None:
                 return
+            ready = None
             # As in the store: an answered round ends the count of failed tries.
             checks = item.turn.checks + (answered.note is not None)
             item = replace(item, turn=changed(item.turn, tries=0, checks=checks)).with_rounds((*item.rounds, answered))
@@ -113,19 +122,20 @@ class TurnRunner:
 
     # ----------------------------------------------------------------------------- the model
 
-    async def _round(self, item: Loaded, cancelled: Cancelled, claimed: Claimed) -> Round | None:
-        provider, model = item.choice.provider, item.choice.model
-        request = render(item.agent, item.now, item.earlier, self._tools.specs(item.agent.capabilities), model=model)
-        wanted = self._wanted(item, request)
-        claimed()  # the room that was kept for the first call is free again, and taken at once
+    async def _round(self, item: Loaded, ready: Ready | None, cancelled: Cancelled, entering: Entering) -> Round | None:
+        if ready is not None:
+            request, admitted = ready.request, ready.admitted
+            return await self._call(item, request, admitted, cancelled) if isinstance(admitted, Sent) else admitted
+        provider, prepared = item.choice.provider, self.prepare(item)
+        entering()  # the room that was kept for the first call is free again, and taken at once
         await self._slots.enter(provider)
         sent = None
         try:
-            sent = await self._send(item, wanted, cancelled)
+            sent = await self._send(item, prepared.wanted, cancelled)
         finally:
             if not isinstance(sent, Sent):
                 self._slots.leave(provider)
-        return await self._call(item, request, sent, cancelled) if isinstance(sent, Sent) else sent
+        return await self._call(item, prepared.request, sent, cancelled) if isinstance(sent, Sent) else sent
 
     async def _call(self, item: Loaded, request: Request, sent: Sent, cancelled: Cancelled) -> Round | None:
         turn, choice = item.turn, item.choice
@@ -149,7 +159,11 @@ class TurnRunner:
             raise
         self._latencies.observe(choice.model, turn.op_class, self._journal.clock.monotonic_s() - began_s)
         cost = self._cost(item, answer)
-        return await self._journal.commit(lambda tx: self._units.answer(tx, item, sent, answer, cost, wrong=wrong))
+        follows = await self._journal.commit(lambda tx: self._units.answer(tx, item, sent, answer, cost, wrong=wrong))
+        if isinstance(follows, Ended):
+            self._units.keep(item, follows)
+            return None
+        return follows
 
     async def _provider(self, name: str) -> Provider:
         try:

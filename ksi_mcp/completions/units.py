@@ -1,7 +1,8 @@
 """The transactions of a turn: each function here is one unit, and together they are its whole life in the store.
 
-    load      what a claimed turn needs; closes what a lost attempt left open
-    send      let a round out: see admission.py
+    claim     take turns, load what they need, close what a lost attempt left open, and let their first round out
+    send      let a later round out: see admission.py
+    put_back  a call that was let out found no room after all
     answer    settle, store the answer, and finish if it is the last
     fail      settle what is known, then retry or end
     result    store what a tool gave back
@@ -13,6 +14,7 @@ Money first, ownership second: a settlement is booked even if the turn belongs t
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,7 +31,8 @@ from ksi_mcp.completions.breaker import Breakers
 from ksi_mcp.completions.chain import choice_of
 from ksi_mcp.completions.endings import context_of, report_end
 from ksi_mcp.completions.expect import Expect, check, parse_expect
-from ksi_mcp.completions.model import Loaded, Sent, Wanted
+from ksi_mcp.completions.kept import Kept, remembered
+from ksi_mcp.completions.model import Claimed, Ended, Loaded, Prepared, Ready, Sent, Wanted
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import ProviderError
 from ksi_mcp.events.journal import Journal
@@ -42,6 +45,11 @@ from ksi_mcp.queues.session_queues import SessionQueues
 
 TOUCH_MS = 1000
 """How exactly it is known when an agent was last active."""
+CLAIM_S = 0.02
+"""A claim that took so long lets no further round out: others want to write as well."""
+
+Prepare = Callable[[Loaded], Prepared]
+"""Renders the next round of a turn. Pure, for it runs inside a transaction."""
 
 
 class TurnUnits:
@@ -55,37 +63,50 @@ class TurnUnits:
         self._roster = roster
         self._ledger = ledger
         self._breakers = breakers
+        self._kept = Kept()
         self._admission = Admission(journal, queues, ledger, breakers=breakers, fail=self._failed)
 
-    def claim(self, tx: Tx, owner: WorkerId, *, free: Callable[[str], int], limit: int) -> list[Loaded]:
+    def claim(
+        self, tx: Tx, owner: WorkerId, *, free: Callable[[str], int], limit: int, prepare: Prepare | None = None
+    ) -> list[Claimed]:
         """Take ready heads, at most `free(provider)` of each, and load what they need.
 
+        With `prepare`, a turn that begins is let out at once: what is claimed may leave when this is committed.
         A turn that was lost too often ends: each try may cost.
         """
-        items: list[Loaded] = []
+        taken: list[Claimed] = []
+        until_s = time.perf_counter() + CLAIM_S
         for provider, run_at_ms in self._queues.waiting(tx).items():
-            most = min(limit - len(items), free(provider))
+            most = min(limit - len(taken), free(provider))
             if most <= 0 or run_at_ms > tx.now_ms:
                 continue
             for turn in self._queues.claim(tx, owner, provider, limit=most):
                 item = self._load(tx, turn)
-                if turn.tries < MAX_TRIES:
-                    items.append(item)
-                else:
+                if turn.tries >= MAX_TRIES:
                     error = f"given up after {turn.tries} tries: its worker was lost, or its steps could not be stored"
                     self._failed(tx, item, error_class="infra", error=error)
-        return items
+                elif prepare is None or item.rounds or time.perf_counter() > until_s:
+                    taken.append(Claimed(item=item))
+                else:
+                    prepared = prepare(item)
+                    admitted = self.send(tx, item, prepared.wanted, just_claimed=True)
+                    if admitted is not None:
+                        taken.append(Claimed(item=item, ready=Ready(request=prepared.request, admitted=admitted)))
+        return taken
 
     def _load(self, tx: Tx, turn: Turn) -> Loaded:
         agent = self._roster.get(tx, turn.session_id)
         if turn.attempt > 1:
             self._close_lost(tx, turn)
         if turn.attempt > 1 or bind_injections(tx, turn.session_id, turn.turn_id):
-            now = agents_store.turn_at_work(tx, turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms)
+            now = agents_store.turn_at_work(
+                tx, turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms, seq=turn.seq
+            )
         else:  # nothing can be stored of it yet
-            now = PastTurn(turn_id=turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms, rounds=())
-        earlier = agents_store.past_turns(tx, turn.session_id, limit=agent.settings.context_messages // 2 + 1)
-        now = agents_store.turn_at_work(tx, turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms)
+            now = PastTurn(turn_id=turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms, seq=turn.seq, rounds=())
+        earlier = self._kept.get(agent)
+        if earlier is None:
+            earlier = agents_store.past_turns(tx, turn.session_id, limit=remembered(agent))
         if tx.now_ms - agent.last_active_ms >= TOUCH_MS:
             tx.run("agents.touch", {"agent_id": agent.agent_id, "now_ms": tx.now_ms})
         return Loaded(turn=turn, agent=agent, earlier=earlier, now=now, choice=choice_of(agent, turn.link))
@@ -104,20 +125,22 @@ class TurnUnits:
         for turn_id in {row["turn_id"] for row in tx.all("budgets.orphan_holds")}:
             self._close_lost(tx, self._queues.get(tx, turn_id))
 
-    def send(self, tx: Tx, item: Loaded, wanted: Wanted) -> Sent | Round | None:
+    def send(self, tx: Tx, item: Loaded, wanted: Wanted, *, just_claimed: bool = False) -> Sent | Round | None:
         """A call that may leave, a round whose answer was there already, or None if the turn had to stop here."""
-        admitted = self._admission.ask(tx, item, wanted)
+        admitted = self._admission.ask(tx, item, wanted, just_claimed=just_claimed)
         if isinstance(admitted, Round):
             wrong = unexpected(item, admitted.stop_reason, admitted.text)
-            return self._taken(tx, item, admitted, None, wrong)
+            follows = self._taken(tx, item, admitted, None, wrong)
+            return follows if isinstance(follows, Round) else None
         return admitted
 
     def answer(
         self, tx: Tx, item: Loaded, sent: Sent, answer: Answer, cost: Amount, *, wrong: str | None
-    ) -> Round | None:
-        """Settle, store, and finish if nothing is left to do; else the round that the turn goes on with.
+    ) -> Round | Ended | None:
+        """Settle, store, and finish if nothing is left to do: the round that the turn goes on with, or how it ended.
 
-        `wrong` is what `unexpected` says of the answer: looking may take longer than a transaction should.
+        None: it waits for somebody, or is not ours any more. `wrong` is what `unexpected` says of the answer:
+        looking may take longer than a transaction should.
         """
         turn, choice = item.turn, item.choice
         ctx = context_of(turn, as_system=True)
@@ -142,8 +165,10 @@ class TurnUnits:
         store.answered(tx, sent.call_id, answer, stored=stored, cost_usd_micros=cost.usd_micros)
         return follows
 
-    def _taken(self, tx: Tx, item: Loaded, current: Round, cost: Amount | None, wrong: str | None) -> Round | None:
-        """What follows an answer: its tools, another try, or the end (None). `cost` is None if it was there already.
+    def _taken(
+        self, tx: Tx, item: Loaded, current: Round, cost: Amount | None, wrong: str | None
+    ) -> Round | Ended | None:
+        """What follows an answer: its tools, another try, or the end. `cost` is None if it was there already.
 
         Raises:
             TakenOver: nothing does, since the turn belongs to somebody else by now.
@@ -154,8 +179,7 @@ class TurnUnits:
         if wrong is not None and (asked := expected_of(item)) is not None:
             self._book(tx, item, cost)
             return self._unexpected(tx, item, current, asked, wrong)
-        self._end_with_answer(tx, item, current, cost)
-        return None
+        return self._end_with_answer(tx, item, current, cost)
 
     def _book(self, tx: Tx, item: Loaded, cost: Amount | None) -> None:
         """A round that is not the last: its failed tries are history, its cost is the turn's."""
@@ -188,7 +212,7 @@ class TurnUnits:
         self._journal.record(tx, "completion:parked", parked, ctx, agent_id=turn.session_id)
         return None
 
-    def _end_with_answer(self, tx: Tx, item: Loaded, answer: Round, cost: Amount | None) -> None:
+    def _end_with_answer(self, tx: Tx, item: Loaded, answer: Round, cost: Amount | None) -> Ended:
         error_class: ErrorClass = "task"
         if answer.stop_reason == "refusal":
             error_class, error = "refused", "the model refused"
@@ -198,9 +222,26 @@ class TurnUnits:
             # A cut-off answer must not look like a whole one.
             error = f"the answer was cut off at max_tokens={item.agent.settings.max_tokens}"
         else:
-            self._finish(tx, item, state="done", result=answer.text, cost=cost)
-            return
-        self._finish(tx, item, state="failed", error_class=error_class, error=error, partial=answer.text, cost=cost)
+            done = self._finish(tx, item, state="done", result=answer.text, cost=cost)
+            return Ended(turn=done, answer=answer)
+        failed = self._finish(
+            tx, item, state="failed", error_class=error_class, error=error, partial=answer.text, cost=cost
+        )
+        return Ended(turn=failed, answer=answer)
+
+    def keep(self, item: Loaded, ended: Ended) -> None:
+        """After the commit of a turn's end: the next turn of its session need not read the conversation again."""
+        if ended.turn.state == "done":
+            self._kept.put(item, ended.answer)
+
+    def put_back(self, tx: Tx, item: Loaded, sent: Sent) -> None:
+        """The provider has no room any more for a call that was let out: it never left, and waits in the queue."""
+        self._breakers.forget_probe(tx, item.turn.turn_id)
+        self._settle_failed(tx, item, sent, certain=True)
+        store.ended(
+            tx, sent.call_id, state="failed", error_kind="rate", error="not sent: no room any more", cost_usd_micros=0
+        )
+        self._queues.step_back(tx, item.turn)
 
     def step_back(self, tx: Tx, item: Loaded) -> None:
         """Stop between two rounds; whoever claims the turn goes on with what is stored."""
@@ -297,7 +338,7 @@ class TurnUnits:
         error: str | None = None,
         partial: str = "",
         cost: Amount | None = None,
-    ) -> None:
+    ) -> Turn:
         done = self._queues.finish(
             tx,
             item.turn,
@@ -311,6 +352,7 @@ class TurnUnits:
         if state != "done":
             release_injections(tx, item.turn.turn_id)  # what was put in is not lost with the turn
         report_end(tx, self._journal, done, agent_name=item.agent.name)
+        return done
 
 
 def unexpected(item: Loaded, stop_reason: str, text: str) -> str | None:

@@ -8,10 +8,11 @@ import json
 import logging
 from collections.abc import Iterator
 
-from ksi_mcp.completions.model import Loaded
+from ksi_mcp.completions.model import Claimed, Loaded, Sent
 from ksi_mcp.completions.slots import Slots
 from ksi_mcp.completions.turns import TurnRunner
 from ksi_mcp.completions.units import TurnUnits
+from ksi_mcp.db import Tx
 from ksi_mcp.errors import StoreError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.model import Event
@@ -27,6 +28,8 @@ STORE_PAUSE_S = 1.0
 """How long a worker leaves a store alone that failed it."""
 GIVE_BACK_S = 30.0
 """A turn whose step could not be stored waits so long: the store may recover, and each try may cost."""
+CLAIM_LIMIT = 100
+"""Turns of one claim; the next follows at once."""
 
 
 _Key = tuple[str, int]
@@ -63,6 +66,8 @@ class Worker:
         self._cancelled: set[_Key] = set()
         self._claims: dict[_Key, str] = {}
         self._lost: list[str] = []
+        self._roomless: list[tuple[Loaded, Sent]] = []
+        self._careful = False
         self._bell = asyncio.Event()
         self._draining = False
         self.claiming = asyncio.Lock()
@@ -94,9 +99,11 @@ class Worker:
                         await self._nap()
                 except Exception:  # whatever it was, the turns under way are worth more than this claim
                     logger.exception("the store failed the worker; trying again")
+                    self._careful = True
                     await asyncio.sleep(STORE_PAUSE_S)
         finally:
             listener.cancel()
+            await asyncio.sleep(0)  # a turn that was just claimed takes its first step: only then it cleans up
             running = list(self._tasks.values())
             for task in running:
                 task.cancel()
@@ -108,22 +115,40 @@ class Worker:
                 lambda tx: self._queues.give_back(tx, self._worker_id, lost, delay_s=GIVE_BACK_S)
             )
             self._lost = self._lost[len(lost) :]
-        free = self._concurrency - self._active
+        if roomless := list(self._roomless):
+            await self._journal.commit(lambda tx: self._put_back(tx, roomless))
+            self._roomless = self._roomless[len(roomless) :]
+        free = min(self._concurrency - self._active, CLAIM_LIMIT)
         if free <= 0 or self._draining:
             return 0
-        items = await self._journal.commit(
-            lambda tx: self._units.claim(tx, self._worker_id, free=self._slots.free, limit=free)
+        # After a claim that failed, each turn is prepared in its own task: what is wrong with one harms no other.
+        prepare = None if self._careful else self._runner.prepare
+        taken = await self._journal.commit(
+            lambda tx: self._units.claim(tx, self._worker_id, free=self._slots.free, limit=free, prepare=prepare)
         )
-        for item in items:
-            self._active += 1
-            self._slots.claim(item.choice.provider)
-            key = (item.turn.turn_id, item.turn.attempt)
-            self._claims[key] = item.choice.provider
-            task = asyncio.create_task(self._run_one(item, key), name=f"ksi-turn-{item.turn.turn_id}")
-            self._tasks[key] = task
-            # Not at the end of the task itself: one that is cancelled before its first step never runs.
-            task.add_done_callback(lambda _task, key=key: self._ended(key))  # type: ignore[misc]
-        return len(items)
+        self._careful = False
+        for claimed in taken:
+            self._begin(claimed)
+        return len(taken)
+
+    def _put_back(self, tx: Tx, roomless: list[tuple[Loaded, Sent]]) -> None:
+        for item, sent in roomless:
+            with contextlib.suppress(TakenOver):  # it was cancelled meanwhile; its money is settled all the same
+                self._units.put_back(tx, item, sent)
+
+    def _begin(self, claimed: Claimed) -> None:
+        item, ready = claimed.item, claimed.ready
+        key, provider = (item.turn.turn_id, item.turn.attempt), item.choice.provider
+        if ready is None:
+            self._slots.claim(provider)
+            self._claims[key] = provider
+        elif isinstance(ready.admitted, Sent) and not self._slots.take(provider):
+            self._roomless.append((item, ready.admitted))
+            return
+        self._active += 1
+        task = asyncio.create_task(self._run_one(claimed, key), name=f"ksi-turn-{item.turn.turn_id}")
+        self._tasks[key] = task
+        task.add_done_callback(lambda _task: self._ended(key))
 
     async def _nap(self) -> None:
         nap_s = LONGEST_NAP_S
@@ -147,25 +172,25 @@ class Worker:
         if running:
             await asyncio.wait(running, timeout=timeout_s)
 
-    def _claimed(self, key: _Key) -> None:
+    def _entering(self, key: _Key) -> None:
         if (provider := self._claims.pop(key, None)) is not None:
             self._slots.unclaim(provider)
 
     def _ended(self, key: _Key) -> None:
-        self._claimed(key)
+        self._entering(key)
         self._active -= 1
         self._cancelled.discard(key)
         del self._tasks[key]
         self._bell.set()
 
-    async def _run_one(self, item: Loaded, key: _Key) -> None:
-        turn_id = item.turn.turn_id
+    async def _run_one(self, claimed: Claimed, key: _Key) -> None:
+        item, turn_id = claimed.item, claimed.item.turn.turn_id
         try:
             await self._runner.run(
-                item,
+                claimed,
                 resting=self._resting,
                 cancelled=lambda: key in self._cancelled,
-                claimed=lambda: self._claimed(key),
+                entering=lambda: self._entering(key),
                 leaving=self._leaving,
             )
         except TakenOver:
@@ -220,4 +245,5 @@ class Worker:
     def _stop(self, key: _Key) -> None:
         if (task := self._tasks.get(key)) is not None:
             self._cancelled.add(key)
-            task.cancel()
+            # After its first step, which may be due in this very tick: only then it settles what it has let out.
+            asyncio.get_running_loop().call_soon(task.cancel)

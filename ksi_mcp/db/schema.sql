@@ -162,6 +162,7 @@ CREATE TABLE agent (
 );
 -- A live agent's name is taken within its orchestration (and, outside of any, on the whole server).
 CREATE UNIQUE INDEX agent_live_name ON agent (COALESCE(orchestration_id, ''), name) WHERE status = 'active';
+CREATE INDEX agent_by_name ON agent (name);
 CREATE INDEX agent_by_parent ON agent (parent_id);
 CREATE INDEX agent_by_orchestration ON agent (orchestration_id);
 CREATE INDEX agent_by_successor ON agent (successor_id) WHERE successor_id IS NOT NULL;
@@ -173,7 +174,8 @@ CREATE TABLE session (
     session_id TEXT    PRIMARY KEY,                -- the agent's id
     tail       INTEGER NOT NULL DEFAULT 0,         -- turns ever put in
     pending    INTEGER NOT NULL DEFAULT 0,         -- turns not finished, the head among them
-    suspended  INTEGER NOT NULL DEFAULT 0          -- 1: no turn of it starts
+    suspended  INTEGER NOT NULL DEFAULT 0,         -- 1: no turn of it starts
+    changes    INTEGER NOT NULL DEFAULT 0          -- of the conversation, ever
 );
 
 CREATE TABLE turn (

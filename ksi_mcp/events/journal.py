@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
@@ -37,6 +37,7 @@ class Recorder(Protocol):
         agent_id: str | None = None,
         orchestration_id: str | None = None,
         routable: bool = True,
+        subject: object = None,
     ) -> Event:
         """Write an event in the same transaction."""
         ...
@@ -62,9 +63,10 @@ _EVERYTHING: frozenset[Due] = frozenset({"turns", "events", "delays"})
 class Subscription:
     """Live events that fit a filter, from the moment it was entered. Use it as a context manager."""
 
-    def __init__(self, journal: Journal, wants: Callable[[Event], bool]) -> None:
+    def __init__(self, journal: Journal, wants: Callable[[Event], bool], about: frozenset[str] | None) -> None:
         self._journal = journal
         self._wants = wants
+        self.about = about
         self._events: deque[Event] = deque()
         self._bell = asyncio.Event()
         self.missed = 0
@@ -88,6 +90,13 @@ class Subscription:
             self.missed += 1
         self._events.append(event)
         self._bell.set()
+
+    def narrow(self, turns: Collection[str]) -> None:
+        """From now on, hear only of these turns: others cost nothing, however many subscribers there are."""
+        self._journal.detach(self, last=False)
+        self.about = frozenset(turns)
+        self._journal.join(self)
+        self._events = deque(event for event in self._events if event.data.get("turn") in self.about)
 
     async def next(self, timeout_s: float | None) -> Event | None:
         """The next event, or None when the time is up."""
@@ -118,6 +127,8 @@ class Journal:
         self.clock = clock
         self._db = db
         self._subscriptions: list[Subscription] = []
+        self._by_turn: dict[str, list[Subscription]] = {}
+        self._narrowed = 0
         self._wakers: list[tuple[Callable[[], None], frozenset[Due]]] = []
         self._last: int | None = None
         self._tailing: asyncio.Task[None] | None = None
@@ -144,10 +155,12 @@ class Journal:
         agent_id: str | None = None,
         orchestration_id: str | None = None,
         routable: bool = True,
+        subject: object = None,
     ) -> Event:
         """Write an event in the transaction at hand.
 
-        `routable=False` keeps it from the router: what the router itself reports must not feed it.
+        `routable=False` keeps it from the router: what the router itself reports must not feed it. `subject` spares
+        whoever hears it in this process a look into the store.
         """
         orchestration = orchestration_id or ctx.orchestration_id
         row = tx.one(
@@ -178,6 +191,7 @@ class Journal:
             hops=ctx.hops,
             depth=ctx.depth,
             at_ms=tx.now_ms,
+            subject=subject,
         )
         if routable:
             tx.run("events.to_outbox", {"event_id": event.event_id})
@@ -193,15 +207,15 @@ class Journal:
 
     def rung(self) -> None:
         """Another process has committed something."""
-        if self._subscriptions:
+        if self._listened:
             self._tail()
         else:
             self._last = None
         self._wake(_EVERYTHING)
 
-    def subscribe(self, wants: Callable[[Event], bool]) -> Subscription:
-        """Live events for which `wants(event)`; enter it with `async with`."""
-        return Subscription(self, wants)
+    def subscribe(self, wants: Callable[[Event], bool], *, about: Collection[str] | None = None) -> Subscription:
+        """Live events for which `wants(event)`, of these turns if given; enter it with `async with`."""
+        return Subscription(self, wants, None if about is None else frozenset(about))
 
     async def attach(self, subscription: Subscription) -> None:
         """Used by `Subscription`."""
@@ -209,14 +223,35 @@ class Journal:
             last = await self._db.read(lambda tx: tx.one("events.last_id"))
             if self._last is None and last is not None:
                 self._last = last["event_id"]
-        self._subscriptions.append(subscription)
+        self.join(subscription)
         self._tail()
 
-    def detach(self, subscription: Subscription) -> None:
+    def join(self, subscription: Subscription) -> None:
         """Used by `Subscription`."""
-        self._subscriptions.remove(subscription)
-        if not self._subscriptions:
+        if subscription.about is None:
+            self._subscriptions.append(subscription)
+            return
+        self._narrowed += 1
+        for turn in subscription.about:
+            self._by_turn.setdefault(turn, []).append(subscription)
+
+    def detach(self, subscription: Subscription, *, last: bool = True) -> None:
+        """Used by `Subscription`. `last`: it does not come back."""
+        if subscription.about is None:
+            self._subscriptions.remove(subscription)
+        else:
+            self._narrowed -= 1
+            for turn in subscription.about:
+                others = self._by_turn[turn]
+                others.remove(subscription)
+                if not others:
+                    del self._by_turn[turn]
+        if last and not self._listened:
             self._last = None
+
+    @property
+    def _listened(self) -> bool:
+        return bool(self._subscriptions) or self._narrowed > 0
 
     async def query(self, wanted: EventFilter, *, limit: int, cursor: str | None = None) -> EventPage:
         """Recorded events, newest first."""
@@ -231,7 +266,7 @@ class Journal:
     # --------------------------------------------------------------------------------- private
 
     def _announced(self, notes: Sequence[object]) -> None:
-        if self._subscriptions and self._last is not None:
+        if self._listened and self._last is not None:
             for note in notes:
                 if not isinstance(note, Event) or note.event_id <= self._last:
                     continue
@@ -246,6 +281,9 @@ class Journal:
         self._last = event.event_id
         for subscription in self._subscriptions:
             subscription.offer(event)
+        if self._by_turn and (turn := event.data.get("turn")) is not None and isinstance(turn, str):
+            for subscription in self._by_turn.get(turn, ()):
+                subscription.offer(event)
 
     def _wake(self, due: frozenset[Due]) -> None:
         for waker, kinds in self._wakers:

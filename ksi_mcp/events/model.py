@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ksi_mcp.db import Row
@@ -14,6 +14,8 @@ MAX_DATA_BYTES = 64 * 1024
 """The largest `data` of an event, as JSON in UTF-8."""
 MAX_DEPTH = 64
 """Deepest nesting of what comes from outside: what is stored deeper could never be shown again."""
+
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,8 @@ class Event:
     hops: int
     depth: int
     at_ms: int
+    subject: object = field(default=None, compare=False, repr=False)
+    """What it is about, as its transaction left it; only in the process that committed it, and never stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,7 @@ def encode_json(what: str, value: Any) -> str:
         Invalid: it is not JSON, larger than `MAX_DATA_BYTES`, or nested deeper than `MAX_DEPTH`.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = _compact(value)
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as failure:
         raise Invalid(f"{what} is not JSON: {failure}") from None

@@ -275,7 +275,7 @@ WHERE turn_id = :turn_id
 
 -- back_session
 -- why: the lane has the places it had, and holds what waits in it.
-UPDATE session SET tail = :tail, suspended = 1,
+UPDATE session SET tail = :tail, suspended = 1, changes = changes + 1,
                    pending = (SELECT COUNT(*) FROM turn WHERE turn.session_id = :session_id
                               AND state NOT IN ('done', 'failed', 'cancelled', 'timed_out'))
 WHERE session_id = :session_id

@@ -72,10 +72,11 @@ class ScriptedProvider:
 
 
 async def _stream(text: str, on_text: OnText | None) -> None:
-    for piece in pieces(text):
-        if on_text is not None:
+    if on_text is not None:
+        for piece in pieces(text):
             on_text(piece)
-        await asyncio.sleep(0)  # others get a turn between the pieces, and a cancel lands here
+            await asyncio.sleep(0)  # others get a turn between the pieces
+    await asyncio.sleep(0)  # a cancel lands here
 
 
 def _timeout(planned: Planned, deadline_s: float, partial: str) -> ProviderError:

@@ -49,6 +49,8 @@ class TurnDraft:
     priority: int = 0
     expect: str | None = None
     cache: str | None = None
+    turn_id: TurnId | None = None
+    """Fresh, from whoever wants to know it before the turn is made; None: a new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

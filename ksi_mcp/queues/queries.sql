@@ -61,8 +61,8 @@ WHERE turn_id = :turn_id AND state NOT IN ('done', 'failed', 'cancelled', 'timed
 RETURNING *
 
 -- leave
--- why: one turn less in the lane.
-UPDATE session SET pending = pending - 1 WHERE session_id = :session_id RETURNING pending, suspended
+-- why: one turn less in the lane, and perhaps one more in the conversation.
+UPDATE session SET pending = pending - 1, changes = changes + 1 WHERE session_id = :session_id RETURNING pending, suspended
 
 -- promote
 -- why: the next of the lane becomes its head, by priority and place; one with a question is parked as it gets there.

@@ -45,7 +45,7 @@ class SessionQueues:
         place = tx.one("queues.take_place", {"session_id": draft.session_id})
         if place is None:
             raise NotFound(f"no session {draft.session_id!r}")
-        turn_id = TurnId(new_id("t"))
+        turn_id = draft.turn_id or TurnId(new_id("t"))
         tx.run(
             "queues.enqueue",
             {

@@ -10,6 +10,7 @@ from ksi_mcp.agents import reach
 from ksi_mcp.agents.roster import Delivery
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid
+from ksi_mcp.ids import TurnId, new_id
 from ksi_mcp.queues.model import OpClass
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.events import check_emittable
@@ -61,10 +62,11 @@ async def agent_send(
         check_emittable(call, reply_event)
 
     made: dict[str, Found] = {}
+    turns: list[str] = [new_id("t")]
 
     def work(tx: Tx) -> TurnView:
         found = reach.find(tx, call.ctx, agent)
-        how = Delivery(reply_event=reply_event, timeout_s=timeout_s, op_class=op_class)
+        how = Delivery(reply_event=reply_event, timeout_s=timeout_s, op_class=op_class, turn_id=TurnId(turns[0]))
         turn = call.svc.roster.send(tx, call.ctx, found, message_text(message), how)
         if wait_s > 0 and call.ctx.slot is not None:  # a wait that cannot be must not leave the message behind
             call.svc.queues.begin_wait(tx, call.svc.queues.get(tx, call.ctx.slot.turn_id), [turn])
@@ -73,10 +75,9 @@ async def agent_send(
 
     if wait_s <= 0:
         return await call.commit(work, key=idempotency_key, again=TurnView)
-    turns: list[str] = []
 
     async def begin() -> Found | None:
-        turns.append((await call.commit(work, key=idempotency_key, again=TurnView)).turn)
+        turns[0] = (await call.commit(work, key=idempotency_key, again=TurnView)).turn
         return made.get(turns[0])  # nothing, if the key has had its result before
 
     gathered = await gather(call, turns=turns, agents=(), timeout_s=wait_s, min_responses=1, begin=begin)

@@ -55,28 +55,30 @@ async def gather(
 ) -> Gathered:
     """Wait until `min_responses` of the turns (all, by default) have ended, or the time is up.
 
-    `begin` makes the turns once their ends can be heard, and gives them back; without it they are looked up.
+    `begin` makes the turns once their ends can be heard, and gives them back. Without it, or if it gives back
+    nothing because others than these had been made before (`turns` has them then), they are looked up.
 
     A client is not kept waiting for what waits for the client itself, or for a person; an agent is, since it
     has nothing else to do.
     """
     until = call.svc.clock.monotonic_s() + timeout_s
 
-    watched: set[str] | None = None
-
     def wants(event: Event) -> bool:
-        return event.name in _HEARD and (watched is None or str(event.data.get("turn")) in watched)
+        return event.name in _HEARD
 
     if agents:
         await _deliveries_made(call, agents, min(timeout_s, _DELIVERY_S))
-    async with call.svc.journal.subscribe(wants) as endings:
+    async with call.svc.journal.subscribe(wants, about=None if agents else turns) as endings:
         known = None if begin is None else await begin()
         if known is None:
+            if begin is not None:  # it was another one that had been made before
+                endings.narrow(turns)
             known = await call.read(lambda tx: _find(tx, call, turns, agents))
         found, names = known
         turns_by_id: dict[str, Turn] = {turn.turn_id: turn for turn in found}
         pending: set[str] = {turn.turn_id for turn in found if not turn.final}
-        watched = pending  # from here on, the ends of others wake nobody here
+        if agents:
+            endings.narrow(pending)
         enough = min(min_responses or len(found), len(found))
         slot = call.ctx.slot
         if slot is not None and pending:
@@ -91,11 +93,20 @@ async def gather(
                     told_s, done = now_s, len(turns_by_id) - len(pending)
                     await call.progress(done, len(found), f"{done} of {len(found)} turns have ended")
                 event = await endings.next(min(until - now_s, _HEARTBEAT_S))
-                ended = {str(each.data.get("turn")) for each in (event, *endings.drain()) if each is not None} & pending
+                unknown: set[str] = set()
+                for each in (event, *endings.drain()):
+                    if each is None:
+                        continue
+                    turn_id, ended = str(each.data.get("turn")), each.subject
+                    if isinstance(ended, Turn) and ended.final and turn_id in pending:
+                        turns_by_id[turn_id] = ended
+                        pending.discard(turn_id)
+                    else:
+                        unknown.add(turn_id)
                 if event is None or endings.missed:  # nothing was heard for a while: look at all of them
-                    ended = set(pending)
-                if ended:
-                    for turn in await call.read(lambda tx, ended=ended: call.svc.queues.some(tx, list(ended))):  # type: ignore[misc]
+                    unknown = pending
+                if look := sorted(unknown & pending):
+                    for turn in await call.read(lambda tx, look=look: call.svc.queues.some(tx, look)):  # type: ignore[misc]
                         turns_by_id[turn.turn_id] = turn
                         if turn.final:
                             pending.discard(turn.turn_id)

@@ -90,7 +90,7 @@ async def test_a_run_cut_off_after_any_of_its_commits_ends_as_if_nothing_had_hap
             house.books()
     # The moments that matter were all among them.
     assert {
-        ("running", (), 0),
+        ("ready", (), 0),
         ("running", ("sent",), 0),
         ("running", ("answered",), 0),
         ("running", ("answered",), 1),
