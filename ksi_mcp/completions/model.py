@@ -82,6 +82,14 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What a claim took, and what it left: the providers that turns still wait for, and from when (ms) they may run."""
+
+    taken: list[Claimed]
+    waiting: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
     """A claimed turn; `ready` is its next round, unless that is still to be prepared."""
 

@@ -32,7 +32,7 @@ from ksi_mcp.completions.chain import choice_of
 from ksi_mcp.completions.endings import context_of, report_end
 from ksi_mcp.completions.expect import Expect, check, parse_expect
 from ksi_mcp.completions.kept import Kept, remembered
-from ksi_mcp.completions.model import Claimed, Ended, Loaded, Prepared, Ready, Sent, Wanted
+from ksi_mcp.completions.model import Claimed, Claims, Ended, Loaded, Prepared, Ready, Sent, Wanted
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import ProviderError
 from ksi_mcp.events.journal import Journal
@@ -68,7 +68,7 @@ class TurnUnits:
 
     def claim(
         self, tx: Tx, owner: WorkerId, *, free: Callable[[str], int], limit: int, prepare: Prepare | None = None
-    ) -> list[Claimed]:
+    ) -> Claims:
         """Take ready heads, at most `free(provider)` of each, and load what they need.
 
         With `prepare`, a turn that begins is let out at once: what is claimed may leave when this is committed.
@@ -92,7 +92,7 @@ class TurnUnits:
                     admitted = self.send(tx, item, prepared.wanted, just_claimed=True)
                     if admitted is not None:
                         taken.append(Claimed(item=item, ready=Ready(request=prepared.request, admitted=admitted)))
-        return taken
+        return Claims(taken=taken, waiting=self._queues.waiting(tx))
 
     def _load(self, tx: Tx, turn: Turn) -> Loaded:
         agent = self._roster.get(tx, turn.session_id)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ksi_mcp.completions.model import Claimed, Loaded, Sent
 from ksi_mcp.completions.slots import Slots
@@ -22,6 +22,7 @@ from ksi_mcp.queues.session_queues import SessionQueues
 
 logger = logging.getLogger(__name__)
 
+SHORTEST_NAP_S = 0.001
 LONGEST_NAP_S = 5.0
 """A worker that heard nothing looks all the same."""
 STORE_PAUSE_S = 1.0
@@ -94,9 +95,11 @@ class Worker:
                 self._bell.clear()
                 try:
                     async with self.claiming:
-                        claimed = await self._claim()
-                    if not claimed:
-                        await self._nap()
+                        nap_s = await self._claim()
+                    if nap_s > 0:
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(nap_s):
+                                await self._bell.wait()
                 except Exception:  # whatever it was, the turns under way are worth more than this claim
                     logger.exception("the store failed the worker; trying again")
                     self._careful = True
@@ -109,7 +112,8 @@ class Worker:
                 task.cancel()
             await asyncio.gather(listener, *running, return_exceptions=True)
 
-    async def _claim(self) -> int:
+    async def _claim(self) -> float:
+        """Take what is ready; how long there will be nothing more unless somebody rings."""
         if lost := list(self._lost):
             await self._journal.commit(
                 lambda tx: self._queues.give_back(tx, self._worker_id, lost, delay_s=GIVE_BACK_S)
@@ -120,16 +124,32 @@ class Worker:
             self._roomless = self._roomless[len(roomless) :]
         free = min(self._concurrency - self._active, CLAIM_LIMIT)
         if free <= 0 or self._draining:
-            return 0
+            return LONGEST_NAP_S
         # After a claim that failed, each turn is prepared in its own task: what is wrong with one harms no other.
         prepare = None if self._careful else self._runner.prepare
-        taken = await self._journal.commit(
+        claims = await self._journal.commit(
             lambda tx: self._units.claim(tx, self._worker_id, free=self._slots.free, limit=free, prepare=prepare)
         )
         self._careful = False
-        for claimed in taken:
+        for claimed in claims.taken:
             self._begin(claimed)
-        return len(taken)
+        if self._roomless:
+            return 0
+        # Were it wrong to take nothing of what is due, it must not be wrong in a circle.
+        return max(self._quiet_s(claims.waiting), 0 if claims.taken else SHORTEST_NAP_S)
+
+    def _quiet_s(self, waiting: Mapping[str, int]) -> float:
+        """How long none of these may run."""
+        quiet_s = LONGEST_NAP_S
+        if self._active >= self._concurrency:
+            return quiet_s
+        now_ms = self._journal.clock.now_ms()
+        for provider, run_at_ms in waiting.items():
+            opens_s = self._slots.opens_in_s(provider)
+            if opens_s is None and self._slots.free(provider) <= 0:
+                continue  # a call that ends rings the bell
+            quiet_s = min(quiet_s, max((run_at_ms - now_ms) / 1000, opens_s or 0, 0))
+        return quiet_s
 
     def _put_back(self, tx: Tx, roomless: list[tuple[Loaded, Sent]]) -> None:
         for item, sent in roomless:
@@ -150,20 +170,6 @@ class Worker:
         self._tasks[key] = task
         task.add_done_callback(lambda _task: self._ended(key))
 
-    async def _nap(self) -> None:
-        nap_s = LONGEST_NAP_S
-        if self._active < self._concurrency:
-            waiting = await self._journal.read(self._queues.waiting)
-            now_ms = self._journal.clock.now_ms()
-            for provider, run_at_ms in waiting.items():
-                opens_s = self._slots.opens_in_s(provider)
-                if opens_s is None and self._slots.free(provider) <= 0:
-                    continue  # a call that ends rings the bell
-                nap_s = min(nap_s, max((run_at_ms - now_ms) / 1000, opens_s or 0, 0.001))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(nap_s):
-                await self._bell.wait()
-
     async def drain(self, timeout_s: float) -> None:
         """Claim no more; each turn at work stops before its next round. What is left after so long is taken over."""
         self._draining = True
@@ -178,10 +184,16 @@ class Worker:
 
     def _ended(self, key: _Key) -> None:
         self._entering(key)
-        self._active -= 1
+        self._leave()
         self._cancelled.discard(key)
         del self._tasks[key]
-        self._bell.set()
+        if self._lost:
+            self._bell.set()
+
+    def _leave(self) -> None:
+        if self._active >= self._concurrency:  # there is room again; without that, nothing has changed for the queue
+            self._bell.set()
+        self._active -= 1
 
     async def _run_one(self, claimed: Claimed, key: _Key) -> None:
         item, turn_id = claimed.item, claimed.item.turn.turn_id
@@ -212,8 +224,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _resting(self) -> Iterator[None]:
-        self._active -= 1
-        self._bell.set()
+        self._leave()
         try:
             yield
         finally:

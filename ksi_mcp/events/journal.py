@@ -219,10 +219,12 @@ class Journal:
 
     async def attach(self, subscription: Subscription) -> None:
         """Used by `Subscription`."""
-        if self._last is None:
-            last = await self._db.read(lambda tx: tx.one("events.last_id"))
-            if self._last is None and last is not None:
-                self._last = last["event_id"]
+        if self._last is not None:  # others listen already, so what follows will be heard
+            self.join(subscription)
+            return
+        last = await self._db.read(lambda tx: tx.one("events.last_id"))
+        if self._last is None and last is not None:
+            self._last = last["event_id"]
         self.join(subscription)
         self._tail()
 

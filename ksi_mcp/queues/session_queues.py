@@ -162,6 +162,7 @@ class SessionQueues:
             "counts": counts,
         }
         self._one_row(tx.run("queues.retry", values), turn)
+        tx.announce(WOKEN)  # whoever claims it may have to get up earlier now
 
     def block(self, tx: Tx, turn: Turn, *, account_id: str) -> None:
         """Take a running turn out of the ready index until room changes in that account."""
@@ -177,6 +178,7 @@ class SessionQueues:
     def step_back(self, tx: Tx, turn: Turn) -> None:
         """Stop a running turn between two rounds, because its session is suspended; it goes on from there."""
         self._one_row(tx.run("queues.step_back", {**_owned(turn), "now_ms": tx.now_ms}), turn)
+        tx.announce(WOKEN)
 
     def suspended(self, tx: Tx, session_id: str) -> bool:
         """Whether no call of that session may start."""
@@ -267,6 +269,7 @@ class SessionQueues:
         """Let running turns of this owner that it could not carry on wait for another claim."""
         values = {"owner": owner, "turn_ids": json.dumps(list(turn_ids)), "run_at_ms": tx.now_ms + int(delay_s * 1000)}
         tx.run("queues.give_back", values)
+        tx.announce(WOKEN)
 
     def get(self, tx: Tx, turn_id: str) -> Turn:
         """A turn by its id.
