@@ -1,7 +1,7 @@
 """`latency`: how long a message to an idle agent waits until the model is asked.
 
 From the call of `agent_send` to the moment in which the provider is called: the message, the claim, and the round
-that leaves are each on the disk by then, which makes three commits at `synchronous=FULL`. Nothing else is going on.
+that leaves are each on the disk by then, which makes two commits at `synchronous=FULL`. Nothing else is going on.
 
 Beside it what the disk needs for one such commit by itself (4 KiB, appended, `fdatasync`), and the same way through
 two processes: sent in one, run by a worker in the other, woken by the doorbell.
@@ -150,7 +150,7 @@ def measure(runs: int) -> Result:
         peers={"fsync": figures("fsync"), "two_processes": figures("two")},
         setting=setting(
             f"{runs} runs of {MESSAGES} messages to {AGENTS} idle agents, {PAUSE_S[0] * 1000:g} to "
-            f"{PAUSE_S[1] * 1000:g} ms apart; from the call of agent_send to the call of the provider, three commits; "
+            f"{PAUSE_S[1] * 1000:g} ms apart; from the call of agent_send to the call of the provider, two commits; "
             f"scripted provider; worker inside; WAL, synchronous=FULL; fsync: 4 KiB appended and fdatasync; "
             f"two_processes: the worker in another one"
         ),
