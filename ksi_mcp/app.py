@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -37,22 +36,20 @@ from ksi_mcp.db.doorbell import Doorbell, clear_away_the_dead
 from ksi_mcp.db.sqlite import SqliteDatabase, open_sqlite
 from ksi_mcp.db.wal import WalKeeper
 from ksi_mcp.decisions.log import DecisionLog
-from ksi_mcp.errors import Conflict, KsiError, StoreError
-from ksi_mcp.events.journal import Due, Journal
+from ksi_mcp.errors import Conflict
+from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.retention import Retention
 from ksi_mcp.ids import WorkerId, new_id
 from ksi_mcp.launching import WorkerLauncher
 from ksi_mcp.orchestrations.conductor import Conductor
 from ksi_mcp.orchestrations.monitor import Monitor
 from ksi_mcp.orchestrations.supervision import Supervisor
-from ksi_mcp.permissions import SYSTEM, fresh_context
 from ksi_mcp.providers.registry import ProviderRegistry, settings_of
-from ksi_mcp.queues.model import TakenOver
+from ksi_mcp.pumps import LONGEST_NAP_S, Pumps, nap, new_bell
 from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.routing.router import Router
 from ksi_mcp.services import Services
 from ksi_mcp.tools.catalog import ALL_TOOLS
-from ksi_mcp.tools.events import decode_context
 from ksi_mcp.tools.toolbox import Toolbox
 
 logger = logging.getLogger(__name__)
@@ -61,13 +58,7 @@ POLL_S = 0.25
 """How long another process's commit may go unnoticed where the doorbell does not ring."""
 LOCK_WAIT_S = 2.0
 """A starting worker waits so long for the lock: a mere look at it must not turn it away."""
-LONGEST_NAP_S = 5.0
-"""The pumps look this often even if they heard nothing."""
 IDLE_LOOK_S = 0.5
-_DELAYED_BATCH = 100
-_FIRE_S = 5.0
-"""A delayed command that waits for others longer than this is left: the others are due as well."""
-_SWEEP_S = 30.0
 _WORKING = ("ksi-worker", "ksi-router", "ksi-delayed")
 
 
@@ -142,7 +133,7 @@ class App:
         ledger, queues = Ledger(journal), SessionQueues()
         roster = Roster(journal, queues, ledger)
         commands = frozenset(command for tool in ALL_TOOLS for command in (tool.command, *tool.commands))
-        router = Router(journal, roster, is_command=commands.__contains__)
+        router = Router(journal, roster, is_command=commands.__contains__, hear=roster.hear, damping=config.damping)
         library = Library(journal, builtin=builtin_root(), user=self.home.compositions, project=self._options.project)
         self.services = Services(
             clock=clock,
@@ -185,7 +176,14 @@ class App:
     async def _begin(self) -> None:
         services = self.services
         limits = limits_of(usd=self.config.budget.usd, tokens=self.config.budget.tokens, turns=self.config.budget.turns)
-        await services.journal.commit(lambda tx: services.ledger.open_global(tx, limits))
+        paused = None if self._options.worker == "none" else self.config.routing.safe_mode
+
+        def prepare(tx: Tx) -> None:
+            services.ledger.open_global(tx, limits)
+            if paused is not None:
+                services.router.set_paused(tx, paused=paused)
+
+        await services.journal.commit(prepare)
         self._doorbell.open(services.journal.rung)
         self._spawn(self._poll(), "ksi-poll")
         self._spawn(WalKeeper(self.home.database).run(), "ksi-wal")
@@ -196,7 +194,8 @@ class App:
                 logger.warning("took over %d turns that a lost worker left running", taken)
             await services.decisions.write_missing()
             self._spawn(self._heartbeat.run(), "ksi-heartbeat")
-            for work, name in zip((self.worker.run(), self._route(), self._fire_delayed()), _WORKING, strict=True):
+            pumps = Pumps(services, self.toolbox)
+            for work, name in zip((self.worker.run(), pumps.route(), pumps.fire_delayed()), _WORKING, strict=True):
                 self._spawn(work, name)
             self._spawn(self.monitor.run(), "ksi-monitor")
             self._spawn(self.retention.run(), "ksi-retention")
@@ -227,8 +226,6 @@ class App:
             if task.get_name() in _WORKING:
                 task.cancel()
 
-    # -------------------------------------------------------------------------------- the pumps
-
     async def _poll(self) -> None:
         """Notice what other processes commit, even where no bell rings."""
         while True:
@@ -236,98 +233,11 @@ class App:
                 self.services.journal.rung()
             await asyncio.sleep(POLL_S)
 
-    async def _route(self) -> None:
-        swept_s = 0.0
-        bell = self._new_bell("events")
-        while True:
-            bell.clear()
-            try:
-                handled = await self.services.router.pump_once()
-                if self._clock.monotonic_s() - swept_s >= _SWEEP_S:
-                    swept_s = self._clock.monotonic_s()
-                    await self.services.journal.commit(self.services.router.sweep_expired)
-            except Exception:  # a pump that ends takes the worker along, and all it has under way
-                logger.exception("deliveries could not be stored; trying again")
-                await asyncio.sleep(1)
-                continue
-            if not handled:
-                await _nap(bell, LONGEST_NAP_S)
-
-    async def _fire_delayed(self) -> None:
-        """Fire what is due: each in the transaction of its effect, on the authority it was given."""
-        bell = self._new_bell("delays")
-        while True:
-            bell.clear()
-            try:
-                nap_s = await self._fire_due()
-            except Exception:  # as above
-                logger.exception("delayed events could not be fired; trying again")
-                nap_s = 1.0
-            await _nap(bell, nap_s)
-
-    async def _fire_due(self) -> float:
-        """Fire what is due; how long nothing more will be."""
-        journal, now_ms = self.services.journal, self._clock.now_ms()
-        rows = await journal.read(lambda tx: tx.all("events.due", {"now_ms": tx.now_ms, "limit": _DELAYED_BATCH}))
-        for row in rows:
-            await self._fire(row)
-        following = await journal.read(lambda tx: tx.one("events.next_due"))
-        if following is None or following["due_ms"] is None:
-            return LONGEST_NAP_S
-        return float(min(LONGEST_NAP_S, max((following["due_ms"] - now_ms) / 1000, 0.005)))
-
-    async def _fire(self, row: Any) -> None:
-        delayed_id = int(row["delayed_id"])
-
-        def guard(tx: Tx) -> None:
-            if tx.run("events.drop_delayed", {"delayed_id": delayed_id}) == 0:
-                raise TakenOver(f"delayed event {delayed_id} was fired before")
-
-        def drop(tx: Tx) -> int:
-            return tx.run("events.drop_delayed", {"delayed_id": delayed_id})
-
-        journal = self.services.journal
-        ctx = decode_context(row["context"])
-        args = {"event": row["event"], "data": json.loads(row["data"])}
-        if row["condition"] is not None:
-            args["condition"] = row["condition"]
-        try:
-            async with asyncio.timeout(_FIRE_S):
-                done = await self.toolbox.call(ctx, "event_emit", args, guard=guard)
-        except TakenOver:
-            return
-        except StoreError:
-            raise  # nothing of it is lost: it waits for the next attempt
-        except Exception as error:
-            if isinstance(error, TimeoutError):  # where it had taken effect, its row is gone and nothing is reported
-                reason = f"it waited for more than {_FIRE_S:g} s"
-            elif isinstance(error, KsiError):
-                reason = error.text()[:1000]
-            else:
-                logger.exception("delayed event %d met an error that nobody expected", delayed_id)
-                reason = "internal error; the server's log has it"
-
-            def fail(tx: Tx) -> None:
-                if drop(tx):
-                    facts = {"event": row["event"], "actor": str(ctx.actor), "reason": reason}
-                    journal.record(tx, "system:delayed_failed", facts, fresh_context(SYSTEM), routable=False)
-
-            await journal.commit(fail)
-            return
-        if not done.committed:  # a command that only reads, or a condition that does not hold
-            await journal.commit(drop)
-
-    def _new_bell(self, *kinds: Due) -> asyncio.Event:
-        """One for each pump: what clears its own bell cannot swallow another's ring."""
-        bell = asyncio.Event()
-        self.services.journal.on_wake(bell.set, *kinds)
-        return bell
-
     # -------------------------------------------------------------------------- worker processes
 
     async def _keep_worker(self) -> None:
         """See to it that a worker process lives while there is something to do."""
-        bell = self._new_bell()
+        bell = new_bell(self.services.journal)
         while True:
             bell.clear()
             try:
@@ -337,15 +247,17 @@ class App:
                         logger.error("the worker process could not be started: %s", failed)
             except Exception:  # nobody else would start one
                 logger.exception("the worker process could not be looked after; trying again")
-            await _nap(bell, min(LONGEST_NAP_S, self._watch.look_s))
+            await nap(bell, min(LONGEST_NAP_S, self._watch.look_s))
 
     async def unfinished(self) -> bool:
         """Whether there are turns to run, events to route, delayed events to fire, or lost calls to settle."""
 
         def look(tx: Tx) -> bool:
             turns, outbox = tx.one("queues.open_turns"), tx.one("events.outbox_waiting")
-            due = tx.one("events.next_due")
-            waiting = due is not None and due["due_ms"] is not None
+            timers = (tx.one("events.next_due"), tx.one("routing.next_join_due"))
+            waiting = any(due is not None and due["due_ms"] is not None for due in timers)
+            if self.services.router.is_paused(tx):  # safe mode: events wait for a worker that delivers
+                outbox = None
             if self._options.worker != "inside" and tx.one("budgets.orphan_holds") is not None:
                 return True  # a lost worker's: the next one settles them as it starts
             return bool(turns and turns["open"]) or bool(outbox and outbox["waiting"]) or waiting
@@ -385,12 +297,6 @@ def _make_private(database: Path) -> None:
     """Conversations are nobody else's, even in a folder that others can enter; SQLite's other files take its mode."""
     with contextlib.suppress(OSError):  # it is there, or opening it will say what is wrong
         os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
-async def _nap(bell: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await bell.wait()
 
 
 @asynccontextmanager

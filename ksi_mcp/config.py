@@ -51,6 +51,9 @@ class AgentConfig(_Strict):
     grantable: tuple[str, ...] = (
         "base", "messaging", "spawn_agents", "routing_control", "decisions", "compositions", "orchestration",
     )  # fmt: skip
+    grantable_level: Literal["none", "self", "children", "orchestration", "global"] = Field(
+        default="orchestration", description="whose routes a composition may let an agent change, at most"
+    )
     max_tokens: int = Field(default=4096, ge=1, le=128_000)
     max_tool_rounds: int = Field(default=8, ge=1, le=100)
 
@@ -97,6 +100,32 @@ class RetentionConfig(_Strict):
     checkpoints: int = Field(
         default=20, ge=1, le=10_000, description="newest of each run, automatic ones and others apart"
     )
+    rule_stats_days: float = Field(default=30, ge=0, le=100_000, description="figures of rules older than this go")
+    dead_letters_days: float | None = Field(
+        default=90, ge=0, le=100_000, description="deliveries that failed before this go, tried again or not"
+    )
+    redriven_days: float = Field(default=7, ge=0, le=100_000, description="those that were made later go after this")
+    dead_letters: int = Field(default=100_000, ge=0, description="the oldest of more than this go")
+    rule_versions: int = Field(
+        default=10_000, ge=0, le=1_000_000, description="newest versions of the rule table to go back to"
+    )
+
+
+class DampingConfig(_Strict):
+    """When a rule was changed too often, and how long it stays as it is then."""
+
+    changes: int = Field(default=10, ge=1, le=1_000, description="a rule may be changed so often within window_s")
+    undone: int = Field(default=3, ge=1, le=1_000, description="so many pairs of changes that undo each other")
+    window_s: float = Field(default=60, gt=0, le=86_400, description="what changes are counted over")
+    frozen_s: float = Field(default=60, gt=0, le=86_400, description="nobody changes a frozen rule for so long")
+
+
+class RoutingConfig(_Strict):
+    """How events are delivered."""
+
+    safe_mode: bool | None = Field(
+        default=None, description="true: deliver nothing, so that a bad table can be mended; null: as --safe-mode says"
+    )
 
 
 class SupervisionConfig(_Strict):
@@ -130,11 +159,18 @@ class Config(_Strict):
     retention: RetentionConfig = RetentionConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     monitor: MonitorConfig = MonitorConfig()
+    damping: DampingConfig = DampingConfig()
+    routing: RoutingConfig = RoutingConfig()
     prices: dict[str, Any] = Field(default_factory=dict, description="USD per million tokens, by model, or `free`")
     max_depth: int = Field(
         default=256, ge=1, le=100_000, description="turns since the first cause, unless a pattern says"
     )
     log_level: str = "WARNING"
+
+    def with_safe_mode(self, *, asked: bool) -> Config:
+        """The same for whoever decides: a server or worker that is started. Others leave it as it is."""
+        safe_mode = asked or bool(self.routing.safe_mode)
+        return self.model_copy(update={"routing": self.routing.model_copy(update={"safe_mode": safe_mode})})
 
     def in_flight(self, provider: str) -> int | None:
         """How many calls may be under way at a provider; None: as many as there are turns at work."""

@@ -95,7 +95,7 @@ class WorkerLauncher:
         """Start a worker of its own: it outlives this process, and ends when it has had nothing to do for a while."""
         self._home.logs.mkdir(exist_ok=True, mode=0o700)
         command = [sys.executable, "-m", "ksi_mcp", "worker", "--home", str(self._home.root)]
-        command += ["--until-idle", f"{self._idle_s:g}"]
+        command += ["--until-idle", f"{self._idle_s:g}", "--launched"]
         if self._project is not None:
             command += ["--project", str(self._project)]
         log = self._home.worker_log

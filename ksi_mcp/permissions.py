@@ -43,6 +43,18 @@ AGENT_CAPABILITIES: tuple[Capability, ...] = (
 
 ActorKind = Literal["operator", "agent", "system"]
 
+RoutingLevel = Literal["none", "self", "children", "orchestration", "global"]
+"""Whose routes an agent may change: nobody's, its own, also those of all that descend from it, of its run, all."""
+ROUTING_LEVELS: tuple[RoutingLevel, ...] = ("none", "self", "children", "orchestration", "global")
+"""In the order in which they reach further."""
+MAX_SUBSCRIPTION_LEVEL = 20
+"""The deepest level at which an agent hears others; beyond that there is only -1, all the way."""
+
+
+def lower_level(one: RoutingLevel, other: RoutingLevel) -> RoutingLevel:
+    """The one of two levels that reaches less far."""
+    return min(one, other, key=ROUTING_LEVELS.index)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:

@@ -13,7 +13,7 @@ from ksi_mcp.budgets.model import Limits
 from ksi_mcp.db import Row
 from ksi_mcp.errors import Invalid, Refused
 from ksi_mcp.ids import AgentId
-from ksi_mcp.permissions import AGENT_CAPABILITIES
+from ksi_mcp.permissions import AGENT_CAPABILITIES, ROUTING_LEVELS, RoutingLevel
 
 AgentLife = Literal["active", "terminated", "failed"]
 AgentStatus = Literal["idle", "busy", "suspended", "terminated", "failed"]
@@ -71,6 +71,11 @@ class AgentSpec:
     parent_id: str | None = None
     orchestration_id: str | None = None
     limits: Limits = Limits()  # noqa: RUF009  frozen
+    routing_level: RoutingLevel | None = None
+    """None: `children` if it may change routes at all, or what its parent has, if that is less."""
+    subscription_level: int = 1
+    error_level: int = -1
+    wake: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +108,16 @@ class Agent:
     """How many stood before it in its place."""
     changes: int = 0
     """Of its conversation, ever."""
+    routing_level: RoutingLevel = "none"
+    """Whose routes it may change, if it holds `routing_control`."""
+    subscription_level: int = 1
+    """How far below it hears what others emit: 0 not at all, -1 all the way."""
+    error_level: int = -1
+    """The same for what fails."""
+    wake: bool = False
+    """What it hears so starts a turn."""
+    hears: bool = False
+    """It has heard something that it was not told yet."""
 
     @property
     def status(self) -> AgentStatus:
@@ -140,6 +155,16 @@ def check_capabilities(wanted: frozenset[str]) -> frozenset[str]:
             hint="there are " + ", ".join(AGENT_CAPABILITIES),
         )
     return wanted
+
+
+def check_level(wanted: RoutingLevel, held: RoutingLevel, *, holder: str) -> None:
+    """The same for the reach of its routes.
+
+    Raises:
+        Refused: it is more than the holder has.
+    """
+    if ROUTING_LEVELS.index(wanted) > ROUTING_LEVELS.index(held):
+        raise Refused(f"{holder} cannot grant routing_level {wanted!r}", hint=f"its own is {held!r}")
 
 
 def check_within(wanted: frozenset[str], held: frozenset[str], *, holder: str) -> None:
@@ -184,6 +209,11 @@ def agent_of(row: Row) -> Agent:
         successor_id=row["successor_id"],
         respawns=row["respawns"],
         changes=row["changes"],
+        routing_level=row["routing_level"],
+        subscription_level=row["subscription_level"],
+        error_level=row["error_level"],
+        wake=bool(row["wake"]),
+        hears=bool(row["hears"]),
     )
 
 

@@ -1,9 +1,11 @@
 -- insert
 -- why: an agent comes to be; the unique index refuses a live name.
 INSERT INTO agent (agent_id, name, composition, parent_id, orchestration_id, status, provider, model, system,
-                   capabilities, settings, created_by, created_at_ms, last_active_ms)
+                   capabilities, settings, created_by, created_at_ms, last_active_ms, routing_level,
+                   subscription_level, error_level, wake)
 VALUES (:agent_id, :name, :composition, :parent_id, :orchestration_id, 'active', :provider, :model, :system,
-        :capabilities, :settings, :created_by, :now_ms, :now_ms)
+        :capabilities, :settings, :created_by, :now_ms, :now_ms, :routing_level,
+        :subscription_level, :error_level, :wake)
 
 -- live_name
 -- why: whether a name is taken where the agent would live.
@@ -17,20 +19,26 @@ SELECT name FROM agent WHERE COALESCE(orchestration_id, '') = COALESCE(:orchestr
 
 -- one
 -- why: an agent by its id, with how much waits for it.
-SELECT agent.*, session.pending, session.suspended, session.changes FROM agent JOIN session ON session.session_id = agent.agent_id
+SELECT agent.*, session.pending, session.suspended, session.changes,
+       EXISTS (SELECT 1 FROM heard WHERE heard.agent_id = agent.agent_id) AS hears
+FROM agent JOIN session ON session.session_id = agent.agent_id
 WHERE agent_id = :agent_id
 
 -- by_name
 -- why: people and models say names; the living come before the dead, the nearest run before others.
-SELECT agent.*, session.pending, session.suspended, session.changes FROM agent JOIN session ON session.session_id = agent.agent_id
+SELECT agent.*, session.pending, session.suspended, session.changes,
+       EXISTS (SELECT 1 FROM heard WHERE heard.agent_id = agent.agent_id) AS hears
+FROM agent JOIN session ON session.session_id = agent.agent_id
 WHERE name = :name
   AND (:orchestration_id IS NULL OR agent.orchestration_id = :orchestration_id)
   AND (:visible IS NULL OR agent.agent_id IN (SELECT value FROM json_each(:visible)))
-ORDER BY agent.status <> 'active', agent.created_at_ms DESC LIMIT 20
+ORDER BY agent.status <> 'active', agent.created_at_ms DESC LIMIT :limit
 
 -- page
 -- why: agent_list, oldest first after a cursor.
-SELECT agent.*, session.pending, session.suspended, session.changes FROM agent JOIN session ON session.session_id = agent.agent_id
+SELECT agent.*, session.pending, session.suspended, session.changes,
+       EXISTS (SELECT 1 FROM heard WHERE heard.agent_id = agent.agent_id) AS hears
+FROM agent JOIN session ON session.session_id = agent.agent_id
 WHERE (:orchestration_id IS NULL OR agent.orchestration_id = :orchestration_id)
   AND (:parent_id IS NULL OR agent.parent_id = :parent_id)
   AND (:composition IS NULL OR agent.composition LIKE :composition ESCAPE '!')
@@ -66,6 +74,20 @@ WITH RECURSIVE family (agent_id) AS (
 )
 SELECT agent_id FROM family
 
+-- is_below
+-- why: the same asked of one agent, from below: who is above it are few, who is below may be thousands.
+WITH RECURSIVE line (agent_id) AS (
+    SELECT agent_id FROM agent WHERE agent_id = :agent_id
+    UNION
+    SELECT agent.parent_id FROM line JOIN agent ON agent.agent_id = line.agent_id WHERE agent.parent_id IS NOT NULL
+    UNION
+    SELECT substr(orchestration.created_by, length('agent:') + 1) FROM line
+    JOIN agent ON agent.agent_id = line.agent_id
+    JOIN orchestration ON orchestration.orchestration_id = agent.orchestration_id
+    WHERE orchestration.created_by LIKE 'agent:%'
+)
+SELECT agent_id FROM line WHERE agent_id = :elder_id
+
 -- runs_started
 -- why: a run is in sight of whoever started it, and of who spawned that agent.
 SELECT orchestration_id FROM orchestration
@@ -77,7 +99,7 @@ SELECT agent_id FROM agent WHERE orchestration_id = :orchestration_id
 
 -- grants
 -- why: read inside the transaction of each change, so that a right that was taken away is gone.
-SELECT capabilities, status, orchestration_id, name FROM agent WHERE agent_id = :agent_id
+SELECT capabilities, status, orchestration_id, name, routing_level FROM agent WHERE agent_id = :agent_id
 
 -- end
 -- why: an agent ends; its name is free again.
@@ -126,6 +148,59 @@ RETURNING injection_id, position, content, created_by
 -- release_injections
 -- why: a turn that was not done is no part of the conversation: its words wait for the next one.
 UPDATE injection SET turn_id = NULL WHERE turn_id = :turn_id
+
+-- hearers
+-- why: the living above an agent (or above a run: whoever started it) who want to hear of it: a level of -1, or one that
+-- reaches so far down.
+WITH RECURSIVE above (agent_id, distance) AS (
+    SELECT parent_id, 1 FROM agent WHERE agent_id = :agent_id AND parent_id IS NOT NULL
+    UNION ALL
+    SELECT substr(created_by, 7), 1 FROM orchestration
+    WHERE orchestration_id = :orchestration_id AND created_by LIKE 'agent:%'
+    UNION ALL
+    SELECT agent.parent_id, distance + 1 FROM above JOIN agent USING (agent_id)
+    WHERE agent.parent_id IS NOT NULL AND distance < :most
+)
+SELECT agent.agent_id, agent.wake, agent.draining FROM above JOIN agent USING (agent_id)
+WHERE agent.status = 'active'
+  AND CASE WHEN :failed THEN error_level ELSE subscription_level END NOT BETWEEN 0 AND distance - 1
+
+-- hear
+-- why: what is heard waits for the next turn, numbered from the last one on.
+INSERT INTO heard (agent_id, event_id, name, source_agent, text, at_ms, nth)
+VALUES (:agent_id, :event_id, :name, :source_agent, :text, :now_ms,
+        1 + COALESCE((SELECT nth FROM heard WHERE agent_id = :agent_id ORDER BY heard_id DESC LIMIT 1), 0))
+RETURNING nth
+
+-- forget_heard
+-- why: only the newest are kept, or none any more.
+DELETE FROM heard WHERE agent_id = :agent_id AND (:nth IS NULL OR nth <= :nth)
+
+-- heard
+-- why: what a notice is made of, oldest first.
+SELECT heard.*, agent.name AS source_name FROM heard LEFT JOIN agent ON agent.agent_id = heard.source_agent
+WHERE heard.agent_id = :agent_id ORDER BY heard_id
+
+-- unbegun
+-- why: a turn that will tell what was heard; one that was begun has its words already.
+SELECT 1 FROM turn WHERE session_id = :agent_id AND state = 'queued' AND attempt = 0
+UNION ALL
+SELECT 1 FROM turn WHERE session_id = :agent_id AND attempt = 0
+  AND state IN ('ready', 'running', 'retrying', 'blocked', 'parked')
+LIMIT 1
+
+-- adopt_heard
+-- why: what an agent had heard and not been told is told to its successor.
+UPDATE heard SET agent_id = :new WHERE agent_id = :old
+
+-- subscribe
+-- why: whom it hears without a rule, from now on.
+UPDATE agent SET subscription_level = :subscription_level, error_level = :error_level, wake = :wake
+WHERE agent_id = :agent_id AND status = 'active'
+
+-- set_level
+-- why: whose routes it may change, from now on.
+UPDATE agent SET routing_level = :routing_level WHERE agent_id = :agent_id AND status = 'active'
 
 -- max_depth
 -- why: how deep a chain of turns may go in this run.

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ksi_mcp.agents import reach, store
+from ksi_mcp.agents import hearing, reach, store
 from ksi_mcp.agents.history import PastTurn
 from ksi_mcp.agents.injections import release_injections
+from ksi_mcp.agents.levels import allowed_level
 from ksi_mcp.agents.model import (
     MAX_MESSAGE_CHARS,
     MAX_SYSTEM_CHARS,
@@ -26,6 +27,7 @@ from ksi_mcp.budgets.model import GLOBAL
 from ksi_mcp.db import Row, Tx
 from ksi_mcp.errors import Conflict, Exhausted, Invalid, NotFound, Refused
 from ksi_mcp.events.journal import Recorder
+from ksi_mcp.events.model import Event
 from ksi_mcp.events.store import MAX_CURSOR_CHARS
 from ksi_mcp.ids import AgentId, TurnId, new_id
 from ksi_mcp.permissions import Context, agent_actor
@@ -101,6 +103,8 @@ class Roster:
             raise Conflict(f"agent name {spec.name!r} is the id of an agent", hint="choose another name")
         if spec.orchestration_id is not None:
             self._check_run(tx, spec.orchestration_id)
+        parent = None if spec.parent_id is None else self.get(tx, spec.parent_id)
+        level = allowed_level(tx, ctx, spec.routing_level, capabilities=spec.capabilities, parent=parent)
         agent_id = AgentId(new_id("a"))
         tx.run(
             "agents.insert",
@@ -114,6 +118,10 @@ class Roster:
                 "system": spec.system,
                 "capabilities": json.dumps(sorted(spec.capabilities)),
                 "settings": encode_settings(spec.settings),
+                "routing_level": level,
+                "subscription_level": spec.subscription_level,
+                "error_level": spec.error_level,
+                "wake": int(spec.wake),
                 "created_by": str(ctx.actor),
                 "now_ms": tx.now_ms,
             },
@@ -126,6 +134,7 @@ class Roster:
             "composition": spec.composition,
             "parent": spec.parent_id,
             "capabilities": sorted(spec.capabilities),
+            "routing_level": level,
         }
         self._journal.record(tx, "agent:spawned", facts, ctx, agent_id=agent_id, orchestration_id=spec.orchestration_id)
         return self.get(tx, agent_id)
@@ -237,6 +246,10 @@ class Roster:
         """What the router calls for a rule with an agent as its target; the id of the turn."""
         return self.send(tx, ctx, self.get(tx, agent_id), prompt, Delivery()).turn_id
 
+    def hear(self, tx: Tx, event: Event) -> None:
+        """What the router calls for every event: those above its agent hear it, as their levels say."""
+        hearing.hear(tx, self._journal, event, wake=self.deliver_turn)
+
     def max_depth(self, tx: Tx, orchestration_id: str | None) -> int:
         """How many turns a chain of causes may have there."""
         if orchestration_id is None:
@@ -295,6 +308,7 @@ class Roster:
         """
         if tx.run("agents.end", {"agent_id": agent.agent_id, "status": life, "now_ms": tx.now_ms}) == 0:
             return []
+        tx.run("agents.forget_heard", {"agent_id": agent.agent_id, "nth": None})
         cancelled = [
             turn
             for turn_id in self._queues.unfinished(tx, agent.agent_id)

@@ -14,7 +14,7 @@ from ksi_mcp.agents.roster import Roster
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict
 from ksi_mcp.events.journal import Recorder
-from ksi_mcp.permissions import Context, system_context, within
+from ksi_mcp.permissions import Context, RoutingLevel, lower_level, system_context, within
 from ksi_mcp.queues.moving import share_suspension
 
 MAX_ROW_OF_SUCCESSORS = 1_000
@@ -44,6 +44,10 @@ def replace_agent(tx: Tx, ctx: Context, roster: Roster, journal: Recorder, old: 
         composition=old.composition,
         parent_id=None if parent is None else parent.agent_id,
         orchestration_id=old.orchestration_id,
+        routing_level=_level(old, parent, capabilities),
+        subscription_level=old.subscription_level,
+        error_level=old.error_level,
+        wake=old.wake,
     )
     new = roster.spawn(tx, server, spec)
     place = {"old": old.agent_id, "new": new.agent_id}
@@ -53,7 +57,13 @@ def replace_agent(tx: Tx, ctx: Context, roster: Roster, journal: Recorder, old: 
         above = old.agent_id if account["bounded"] else account["parent_id"]
         tx.run("agents.account_under", {"account_id": new.agent_id, "parent_id": above})
     share_suspension(tx, old.agent_id, new.agent_id)
-    for name in ("agents.adopt", "agents.adopt_runs", "agents.adopt_delayed", "agents.adopt_keys"):
+    for name in (
+        "agents.adopt",
+        "agents.adopt_runs",
+        "agents.adopt_delayed",
+        "agents.adopt_keys",
+        "agents.adopt_heard",
+    ):
         tx.run(name, place)
     journal.record(
         tx,
@@ -63,6 +73,12 @@ def replace_agent(tx: Tx, ctx: Context, roster: Roster, journal: Recorder, old: 
         agent_id=old.agent_id,
     )
     return roster.get(tx, new.agent_id)
+
+
+def _level(old: Agent, parent: Agent | None, capabilities: frozenset[str]) -> RoutingLevel:
+    if "routing_control" not in capabilities:
+        return "none"
+    return old.routing_level if parent is None else lower_level(old.routing_level, parent.routing_level)
 
 
 def hand_on_injections(tx: Tx, old: Agent, new: Agent, turn_ids: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from ksi_mcp.agents import store as agents_store
+from ksi_mcp.agents.hearing import tell
 from ksi_mcp.agents.history import PastTurn, Round, StoredResult, encode_answer, plain, round_of
 from ksi_mcp.agents.injections import bind_injections, release_injections
 from ksi_mcp.agents.roster import Roster
@@ -98,6 +99,8 @@ class TurnUnits:
         agent = self._roster.get(tx, turn.session_id)
         if turn.attempt > 1:
             self._close_lost(tx, turn)
+        elif agent.hears:
+            tell(tx, agent.agent_id)
         if turn.attempt > 1 or bind_injections(tx, turn.session_id, turn.turn_id):
             now = agents_store.turn_at_work(
                 tx, turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms, seq=turn.seq

@@ -244,3 +244,49 @@ SELECT rule_id FROM rule WHERE deleted_at_ms IS NOT NULL AND deleted_at_ms < :be
 -- why: the id of a buried rule may have been used again since.
 DELETE FROM rule WHERE rule_id IN (SELECT value FROM json_each(:ids))
   AND deleted_at_ms IS NOT NULL AND deleted_at_ms < :before_ms
+
+-- raised_floor
+-- why: nothing is written where the table has no more versions than are kept.
+SELECT routing_version - :keep AS floor FROM control WHERE routing_version - :keep > routing_floor
+
+-- raise_floor
+-- why: before what older versions need goes, the table can no longer be asked to go back to them.
+UPDATE control SET routing_floor = routing_version - :keep WHERE routing_version - :keep > routing_floor
+
+-- old_rule_versions
+-- why: of what a rule was up to the oldest version that is kept, only the last is needed; of one that was gone, nothing.
+SELECT old.rowid AS row FROM rule_history AS old
+WHERE old.version <= (SELECT routing_floor FROM control WHERE control_id = 1)
+  AND (EXISTS (SELECT 1 FROM rule_history AS later WHERE later.rule_id = old.rule_id AND later.version > old.version
+               AND later.version <= (SELECT routing_floor FROM control WHERE control_id = 1))
+       OR (old.content IS NULL AND NOT EXISTS (SELECT 1 FROM rule_history AS earlier
+                                               WHERE earlier.rule_id = old.rule_id AND earlier.version < old.version)))
+LIMIT :limit
+
+-- drop_rule_versions
+-- why: the oldest version that is kept only ever rises, so what was not needed stays so.
+DELETE FROM rule_history WHERE rowid IN (SELECT value FROM json_each(:ids))
+
+-- old_rule_stat
+-- why: whether there are figures of rules that nobody asks for any more.
+SELECT 1 FROM rule_stat WHERE minute < :before_minute LIMIT 1
+
+-- drop_rule_stats
+-- why: a little at a time.
+DELETE FROM rule_stat WHERE (rule_id, minute) IN
+    (SELECT rule_id, minute FROM rule_stat WHERE minute < :before_minute LIMIT :limit)
+
+-- old_letter
+-- why: whether there are dead letters that are too old, were delivered a while ago, or are too many.
+SELECT 1 FROM dead_letter
+WHERE at_ms < :before_ms OR redriven_at_ms < :redriven_before_ms
+   OR (at_ms < :fresh_ms AND dead_id <= (SELECT dead_id FROM dead_letter ORDER BY dead_id DESC LIMIT 1 OFFSET :keep))
+LIMIT 1
+
+-- drop_letters
+-- why: the oldest first, a little at a time.
+DELETE FROM dead_letter WHERE dead_id IN
+    (SELECT dead_id FROM dead_letter
+     WHERE at_ms < :before_ms OR redriven_at_ms < :redriven_before_ms
+        OR (at_ms < :fresh_ms AND dead_id <= (SELECT dead_id FROM dead_letter ORDER BY dead_id DESC LIMIT 1 OFFSET :keep))
+     ORDER BY dead_id LIMIT :limit)

@@ -22,8 +22,8 @@ from ksi_mcp.permissions import SYSTEM, fresh_context
 logger = logging.getLogger(__name__)
 
 AUDIT = (
-    "agent:budget_exceeded", "budget:*", "composition:*", "decision:*", "routing:refused", "routing:rule_*",
-    "system:refused",
+    "agent:budget_exceeded", "budget:*", "composition:*", "decision:*", "routing:damped", "routing:redriven",
+    "routing:refused", "routing:rolled_back", "routing:rule_*", "routing:subscription_changed", "system:refused",
 )  # fmt: skip
 """Events with a retention of their own: who changed what, spent what, decided what, and was refused what."""
 SWEEP_S = 3_600.0
@@ -36,6 +36,7 @@ FRESH_MS = 3_600_000
 HOLD_PAGES = 20
 """So much of the table of holds is looked through in one sweep."""
 _DAY_MS = 86_400_000
+_MINUTE_MS = 60_000
 _MEGABYTE = 1_000_000
 _TURN_PAGE = 100
 
@@ -130,8 +131,11 @@ class Retention:
         turns, turns_bytes, _ = await self._walk_turns(drop=True)
         await self._drop_roots()
         await self._drop_stray_holds()
+        await self._drop_rule_stats()
+        await self._drop_letters()
         if (days := self._config.events.days) is not None:
             await self._drop_some("events.buried_rules", "events.drop_rules", "rule_id", before_ms=self._before(days))
+        await self._drop_rule_versions()
         swept = Swept(
             events=events, turns=turns, checkpoints=checkpoints, keys=keys, bytes=freed + events_bytes + turns_bytes
         )
@@ -266,6 +270,27 @@ class Retention:
             count += gone
         return count
 
+    async def _drop_rule_stats(self) -> None:
+        values = {"before_minute": self._before(self._config.rule_stats_days) // _MINUTE_MS, "limit": UNIT_ROWS}
+        await self._drop_while("events.old_rule_stat", "events.drop_rule_stats", values)
+
+    async def _drop_letters(self) -> None:
+        days = self._config.dead_letters_days
+        values = {
+            "before_ms": 0 if days is None else self._before(days),
+            "redriven_before_ms": self._before(self._config.redriven_days),
+            "keep": self._config.dead_letters,
+            "fresh_ms": self._journal.clock.now_ms() - FRESH_MS,
+            "limit": UNIT_ROWS,
+        }
+        await self._drop_while("events.old_letter", "events.drop_letters", values)
+
+    async def _drop_while(self, look: str, drop: str, values: dict[str, Any]) -> None:
+        """A statement that removes a little, as long as there is something; where there is nothing, nobody waits."""
+        while await self._journal.read(lambda tx: tx.one(look, values)):
+            if not await self._commit(lambda tx: tx.run(drop, values)):
+                return
+
     async def _drop_some(self, choose_by: str, drop_by: str, column: str, **more: Any) -> None:
         def look(tx: Tx) -> list[Any]:
             values = {**more, "limit": UNIT_ROWS, "kept": _kept_runs(tx)}
@@ -277,6 +302,13 @@ class Retention:
         while ids := await self._journal.read(look):
             if not await self._commit(lambda tx, ids=ids: drop(tx, ids)):  # type: ignore[misc]
                 return
+
+    async def _drop_rule_versions(self) -> None:
+        """Forget what rules were at all but the newest versions of the table, and say so before the first one goes."""
+        kept = {"keep": self._config.rule_versions}
+        if await self._journal.read(lambda tx: tx.one("events.raised_floor", kept)) is not None:
+            await self._commit(lambda tx: tx.run("events.raise_floor", kept))
+        await self._drop_some("events.old_rule_versions", "events.drop_rule_versions", "row")
 
     async def _drop_roots(self) -> None:
         def look(tx: Tx, after: str) -> tuple[str, list[str]] | None:

@@ -9,7 +9,9 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from ksi_mcp.agents import reach
+from ksi_mcp.agents.levels import level_in_new_run
 from ksi_mcp.agents.model import Agent, AgentSpec, agent_of, check_within
+from ksi_mcp.agents.reach import Grants
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import GLOBAL
@@ -30,7 +32,8 @@ from ksi_mcp.permissions import SYSTEM, Context, system_context
 from ksi_mcp.queues.model import Turn
 from ksi_mcp.routing.outbox import event_context
 from ksi_mcp.routing.router import Router
-from ksi_mcp.routing.rules import AGENT, Rule, RuleDraft
+from ksi_mcp.routing.rules import Rule, RuleDraft
+from ksi_mcp.routing.targets import AGENT, targets_of
 
 TURN_ENDS: Final = frozenset({"completion:result", "completion:failed", "completion:cancelled"})
 
@@ -61,6 +64,7 @@ class Conductor:
         for spec in plan.agents:
             if held.capabilities is not None:
                 check_within(spec.capabilities, held.capabilities, holder=str(ctx.actor))
+        specs = [_within_level(spec, held, starter=str(ctx.actor)) for spec in plan.agents]
         tx.run(
             "orchestrations.insert",
             {
@@ -95,12 +99,13 @@ class Conductor:
         )
         # The actor's right to start was checked; what the pattern itself makes, the server makes.
         as_server = system_context(inside)
-        agents = [self._spawn(tx, as_server, spec, orchestration_id) for spec in plan.agents]
+        agents = [self._spawn(tx, as_server, spec, orchestration_id) for spec in specs]
         ids = {agent.name: agent.agent_id for agent in agents}
         drafts = [draft for static in plan.rules for draft in _drafts(static, ids, orchestration_id)]
-        for target in {draft.target for draft in drafts}:
-            if target.startswith(AGENT) and target.removeprefix(AGENT) not in ids.values():
-                reach.find(tx, ctx, target.removeprefix(AGENT))  # beyond the pattern's own, only whom the actor sees
+        for name in {name for draft in drafts for name in targets_of(draft.target).agents}:
+            # Beyond the pattern's own agents, only the actor itself and whom it may route.
+            if name not in ids.values() and reach.find(tx, ctx, name).agent_id != ctx.actor.agent_id:
+                reach.find_routable(tx, ctx, name, what="the target")
         rules = [self._router.add_rule(tx, as_server, draft) for draft in drafts]
         return self.get(tx, orchestration_id), agents, rules
 
@@ -261,6 +266,12 @@ class Conductor:
         cancelled = self._roster.end(tx, ctx, agent, life="terminated", reason=reason)
         self._router.end_scope(tx, f"agent:{agent.agent_id}")
         return cancelled
+
+
+def _within_level(spec: AgentSpec, held: Grants, *, starter: str) -> AgentSpec:
+    """The spec with no more reach over routes than whoever starts the run can grant."""
+    level = level_in_new_run(held, spec.routing_level, capabilities=spec.capabilities, starter=starter)
+    return replace(spec, routing_level=level)
 
 
 def _drafts(static: StaticRule, ids: Mapping[str, str], orchestration_id: str) -> list[RuleDraft]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ksi_mcp.agents import reach
+from ksi_mcp.agents.levels import level_in_new_run
 from ksi_mcp.agents.model import check_within
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import GLOBAL, Limits
@@ -21,8 +22,8 @@ from ksi_mcp.orchestrations.snapshot import Snapshot, lane_state
 from ksi_mcp.permissions import Context, within
 from ksi_mcp.routing import store as rules_store
 from ksi_mcp.routing.governance import Quotas
-from ksi_mcp.routing.pausing import restore_rules
-from ksi_mcp.routing.rules import AGENT
+from ksi_mcp.routing.pausing import restore_joins, restore_rules
+from ksi_mcp.routing.targets import AGENT
 
 
 class Forker:
@@ -45,9 +46,11 @@ class Forker:
             Exhausted: the table of rules has no room for its rules.
         """
         check_not_left(checkpoint)
-        held = reach.grants(tx, ctx).capabilities
-        for agent in snapshot.living if held is not None else ():
-            check_within(frozenset(json.loads(agent["capabilities"])), held or frozenset(), holder=str(ctx.actor))
+        held = reach.grants(tx, ctx)
+        for agent in snapshot.living if held.capabilities is not None else ():
+            rights, actor = frozenset(json.loads(agent["capabilities"])), str(ctx.actor)
+            check_within(rights, held.capabilities or frozenset(), holder=actor)
+            level_in_new_run(held, agent["routing_level"], capabilities=rights, starter=actor)
         most = Quotas().total
         if rules_store.count(tx) + len(snapshot.rules) > most:
             raise Exhausted(f"the table would have more than {most:,} rules, the most it can hold", hint="end a run")
@@ -76,7 +79,9 @@ class Forker:
         turns = self._history(tx, new_run, agents, snapshot)
         self._work(tx, agents, turns, snapshot)
         reason = f"made from checkpoint {checkpoint.checkpoint_id}"
-        restore_rules(tx, self._journal, inside, new_run, _rules(snapshot, new_run, agents), reason=reason)
+        rules = _rules(snapshot, new_run, agents)
+        restore_rules(tx, self._journal, inside, new_run, list(rules.values()), reason=reason)
+        restore_joins(tx, new_run, _joins(snapshot, new_run, agents, rules))
         for delayed in snapshot.delayed:
             context = _of_others(json.loads(delayed["context"]), new_run, agents)
             copied = {**delayed, "context": json.dumps(context), "orchestration_id": new_run}
@@ -173,6 +178,11 @@ class Forker:
         for agent in snapshot.living:
             session = {"session_id": agents[agent["agent_id"]], "tail": agent["tail"]}
             tx.run("orchestrations.back_session", session)
+        for row in snapshot.heard:
+            if row["agent_id"] in agents:
+                emitter = agents.get(row["source_agent"], row["source_agent"])
+                copied = {**row, "agent_id": agents[row["agent_id"]], "source_agent": emitter}
+                tx.run("orchestrations.put_heard", copied)
         pairs = json.dumps(list(agents.items()))
         for injection_id, turn_id in snapshot.injections:
             if turn_id is None or turn_id in turns:
@@ -222,23 +232,53 @@ def _of_others(context: dict[str, Any], new_run: str, agents: Mapping[str, str])
     return {**context, "actor": _actor(context["actor"], agents), "orchestration_id": new_run}
 
 
-def _rules(snapshot: Snapshot, new_run: str, agents: Mapping[str, str]) -> list[dict[str, Any]]:
-    rules = []
+def _everywhere(value: Any, agents: Mapping[str, str]) -> Any:
+    """The targets or parts of a rule, its agents replaced by those of the new run."""
+    if isinstance(value, dict):
+        return {key: _everywhere(inner, agents) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_everywhere(inner, agents) for inner in value]
+    return _actor(value, agents) if isinstance(value, str) else value
+
+
+def _joins(
+    snapshot: Snapshot, new_run: str, agents: Mapping[str, str], rules: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What its joins had collected, as of the new run's rules and agents."""
+
+    def part(row: Mapping[str, Any]) -> dict[str, Any]:
+        event = json.loads(row["event"])
+        event |= {
+            "source": _actor(event["source"], agents),
+            "agent_id": agents.get(event["agent_id"] or "", event["agent_id"]),
+            "orchestration_id": new_run if event["orchestration_id"] is not None else None,
+        }
+        return {**row, "part": _actor(row["part"], agents), "event": json.dumps(event, ensure_ascii=False)}
+
+    return [
+        {**each, "rule_id": rules[each["rule_id"]]["rule_id"], "parts": [part(row) for row in each["parts"]]}
+        for each in snapshot.joins
+        if each["rule_id"] in rules
+    ]
+
+
+def _rules(snapshot: Snapshot, new_run: str, agents: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The rules of the new run, by the ids of those that they are copies of."""
+    rules = {}
     for row in snapshot.rules:
         kind, _, owner = str(row["scope"]).partition(":")
         scope = f"orchestration:{new_run}" if kind == "orchestration" else f"{AGENT}{agents.get(owner, '')}"
         if kind != "orchestration" and owner not in agents:
             continue  # its agent is none of the new run's
-        target = json.loads(row["target"])
-        rules.append(
-            {
-                **row,
-                "rule_id": RuleId(new_id("r")),
-                "scope": scope,
-                "source_agent": agents.get(row["source_agent"] or "", row["source_agent"]),
-                "target": json.dumps(_actor(target, agents) if isinstance(target, str) else target),
-                "created_by": _actor(row["created_by"], agents),
-                "created_at_ms": snapshot.at_ms,
-            }
-        )
+        join_spec = row.get("join_spec")  # a checkpoint of an older version has none
+        rules[row["rule_id"]] = {
+            **row,
+            "rule_id": RuleId(new_id("r")),
+            "scope": scope,
+            "source_agent": agents.get(row["source_agent"] or "", row["source_agent"]),
+            "target": json.dumps(_everywhere(json.loads(row["target"]), agents)),
+            "join_spec": None if join_spec is None else json.dumps(_everywhere(json.loads(join_spec), agents)),
+            "created_by": _actor(row["created_by"], agents),
+            "created_at_ms": snapshot.at_ms,
+        }
     return rules

@@ -91,7 +91,8 @@ SELECT (SELECT COALESCE(MAX(n), 0) FROM turn) AS last_turn,
 -- take_agents
 -- why: what of a run's agents may change, with their lanes and limits.
 SELECT agent.n, agent.agent_id, agent.name, agent.parent_id, status, provider, model, capabilities, settings, ended_at_ms,
-       draining, successor_id, respawns, session.tail, limit_usd_micros, limit_tokens, limit_turns, limit_seconds, policy
+       draining, successor_id, respawns, routing_level, subscription_level, error_level, wake,
+       session.tail, limit_usd_micros, limit_tokens, limit_turns, limit_seconds, policy
 FROM agent JOIN session ON session.session_id = agent.agent_id JOIN account ON account.account_id = agent.agent_id
 WHERE agent.orchestration_id = :orchestration_id ORDER BY agent.n
 
@@ -127,9 +128,23 @@ WHERE session_id IN (SELECT agent_id FROM agent WHERE orchestration_id = :orches
 -- take_rules
 -- why: the living rules of a run, with what remains of their life.
 SELECT rule_id, source_pattern, source_agent, condition, target, mapping, priority, scope, enabled, created_by,
-       created_at_ms, metadata, COALESCE(remaining_ms, expires_at_ms - :now_ms) AS remaining_ms
+       created_at_ms, metadata, exclusive, rate, join_spec, modifiable,
+       COALESCE(remaining_ms, expires_at_ms - :now_ms) AS remaining_ms
 FROM rule WHERE orchestration_id = :orchestration_id AND deleted_at_ms IS NULL
   AND (expires_at_ms IS NULL OR expires_at_ms > :now_ms) ORDER BY rule_id
+
+-- take_joins
+-- why: collections of a run's joins that have begun, with what remains of their time (-1: for ever).
+SELECT rule_id, key, CASE WHEN remaining_ms IS NULL THEN :now_ms - opened_at_ms ELSE -opened_at_ms END AS age_ms,
+       CASE WHEN remaining_ms IS NOT NULL THEN remaining_ms WHEN due_ms IS NULL THEN -1
+            ELSE MAX(due_ms - :now_ms, 0) END AS remaining_ms
+FROM join_open WHERE orchestration_id = :orchestration_id ORDER BY rule_id, key
+
+-- take_join_parts
+-- why: what has arrived for them, oldest first.
+SELECT arrived.rule_id, arrived.key, arrived.part, arrived.event_id, arrived.event, arrived.at_ms
+FROM join_open JOIN join_part AS arrived ON arrived.rule_id = join_open.rule_id AND arrived.key = join_open.key
+WHERE join_open.orchestration_id = :orchestration_id ORDER BY arrived.part_id
 
 -- take_delayed
 -- why: what a run has still to fire, and in how long.
@@ -139,6 +154,20 @@ FROM delayed_event WHERE orchestration_id = :orchestration_id ORDER BY delayed_i
 -- take_outbox
 -- why: events of a run that the router had not delivered yet.
 SELECT event_id FROM outbox JOIN event USING (event_id) WHERE event.orchestration_id = :orchestration_id
+
+-- take_heard
+-- why: what its agents had heard of others and were not told yet.
+SELECT agent_id, event_id, name, source_agent, text, at_ms, nth FROM heard
+WHERE agent_id IN (SELECT agent_id FROM agent WHERE orchestration_id = :orchestration_id) ORDER BY heard_id
+
+-- back_heard
+-- why: what was heard since then belongs to the time line that is left.
+DELETE FROM heard WHERE agent_id IN (SELECT agent_id FROM agent WHERE orchestration_id = :orchestration_id)
+
+-- put_heard
+-- why: it waits to be told, as it did then.
+INSERT INTO heard (agent_id, event_id, name, source_agent, text, at_ms, nth)
+VALUES (:agent_id, :event_id, :name, :source_agent, :text, :at_ms, :nth)
 
 -- put_checkpoint
 -- why: a run as it stands.
@@ -290,7 +319,8 @@ RETURNING agent_id, name
 -- why: an agent as it was.
 UPDATE agent SET parent_id = :parent_id, status = :status, provider = :provider, model = :model,
                  capabilities = :capabilities, settings = :settings, ended_at_ms = :ended_at_ms, draining = :draining,
-                 successor_id = :successor_id, respawns = :respawns
+                 successor_id = :successor_id, respawns = :respawns, routing_level = :routing_level,
+                 subscription_level = :subscription_level, error_level = :error_level, wake = :wake
 WHERE agent_id = :agent_id
 
 -- back_limits
@@ -458,9 +488,11 @@ FROM orchestration WHERE orchestration_id = :orchestration_id
 -- fork_agent
 -- why: the same agent in another run.
 INSERT INTO agent (agent_id, name, composition, parent_id, orchestration_id, status, provider, model, system,
-                   capabilities, settings, created_by, created_at_ms, last_active_ms, draining, respawns)
+                   capabilities, settings, created_by, created_at_ms, last_active_ms, draining, respawns,
+                   routing_level, subscription_level, error_level, wake)
 SELECT :new_id, name, composition, :new_parent_id, :new_run_id, 'active', :provider, :model, system,
-       :capabilities, :settings, :created_by, :now_ms, :now_ms, :draining, :respawns
+       :capabilities, :settings, :created_by, :now_ms, :now_ms, :draining, :respawns,
+       :routing_level, :subscription_level, :error_level, :wake
 FROM agent WHERE agent_id = :agent_id
 
 -- fork_past

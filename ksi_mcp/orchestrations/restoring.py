@@ -16,8 +16,8 @@ from ksi_mcp.orchestrations.checkpoints import Checkpoint, check_not_left
 from ksi_mcp.orchestrations.model import ENDED, Orchestration
 from ksi_mcp.orchestrations.snapshot import Snapshot, lane_state
 from ksi_mcp.orchestrations.suspension import Suspension
-from ksi_mcp.permissions import Context, system_context, within
-from ksi_mcp.routing.pausing import restore_rules
+from ksi_mcp.permissions import Context, lower_level, system_context, within
+from ksi_mcp.routing.pausing import restore_joins, restore_rules
 
 Stays = Callable[[str], bool]
 """Whether what a tool of that name does stays done, whatever becomes of the run."""
@@ -96,10 +96,14 @@ class Restorer:
         limits = {**snapshot.account, "account_id": run.orchestration_id, "tighter": int(tighter)}
         tx.run("orchestrations.back_limits", limits)
         restore_rules(tx, self._journal, inside, run.orchestration_id, snapshot.rules, reason=reason)
+        restore_joins(tx, run.orchestration_id, snapshot.joins)
         tx.run("orchestrations.back_delayed", own)
         for delayed in snapshot.delayed:
             tx.run("orchestrations.put_delayed", {**delayed, "orchestration_id": run.orchestration_id})
         _injections(tx, snapshot, own, checkpoint.checkpoint_id)
+        tx.run("orchestrations.back_heard", own)
+        for heard in snapshot.heard:
+            tx.run("orchestrations.put_heard", heard)
         tx.run("orchestrations.back_undelivered", {"events": json.dumps(snapshot.outbox)})
         tx.run("orchestrations.back_run", {**own, "draining": snapshot.draining})
         tx.run(
@@ -131,6 +135,7 @@ class Restorer:
         capabilities = set(json.loads(agent["capabilities"]))
         if tighter and now is not None:  # what was taken away since, an agent cannot give back by going back
             capabilities &= set(json.loads(now["capabilities"]))
+            agent = {**agent, "routing_level": lower_level(agent["routing_level"], now["routing_level"])}
         tx.run("orchestrations.back_agent", {**agent, "capabilities": json.dumps(sorted(capabilities))})
         limits = {**agent, "account_id": agent["agent_id"], "tighter": int(tighter)}
         tx.run("orchestrations.back_limits", limits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ksi_mcp.db import Row, Tx
@@ -42,6 +42,9 @@ class Snapshot:
     rules: list[dict[str, Any]]
     delayed: list[dict[str, Any]]
     outbox: list[int]
+    heard: list[dict[str, Any]] = field(default_factory=list)
+    joins: list[dict[str, Any]] = field(default_factory=list)
+    """Each with its `parts`."""
 
     @property
     def turn_ids(self) -> list[str]:
@@ -84,6 +87,8 @@ def take(tx: Tx, run: Orchestration) -> Snapshot:
         rules=_rows(tx.all("orchestrations.take_rules", own)),
         delayed=_rows(tx.all("orchestrations.take_delayed", own)),
         outbox=[row["event_id"] for row in tx.all("orchestrations.take_outbox", own)],
+        heard=_rows(tx.all("orchestrations.take_heard", own)),
+        joins=_joins(tx, own),
     )
 
 
@@ -112,7 +117,14 @@ def decode(stored: str) -> Snapshot:
     fields = json.loads(stored)
     if fields.pop("format", None) != FORMAT:
         raise StoreError("this checkpoint is of another version", hint="use the version of ksi_mcp that made it")
+    fields["agents"] = [{**_levels(agent), **agent} for agent in fields["agents"]]
     return Snapshot(**fields)
+
+
+def _levels(agent: dict[str, Any]) -> dict[str, Any]:
+    """What an agent has of which a checkpoint of an older version does not speak."""
+    routing_level = "children" if "routing_control" in json.loads(agent["capabilities"]) else "none"
+    return {"routing_level": routing_level, "subscription_level": 1, "error_level": -1, "wake": 0}
 
 
 def lane_state(turn: dict[str, Any], *, taken_at_ms: int, now_ms: int) -> dict[str, Any]:
@@ -127,6 +139,15 @@ def lane_state(turn: dict[str, Any], *, taken_at_ms: int, now_ms: int) -> dict[s
         run_at_ms = turn["run_at_ms"]
     question = turn["question"] if parked_on == "answer" else None
     return {"state": state, "parked_on": parked_on, "question": question, "run_at_ms": run_at_ms}
+
+
+def _joins(tx: Tx, own: dict[str, Any]) -> list[dict[str, Any]]:
+    parts: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in tx.all("orchestrations.take_join_parts", own):
+        part = {name: row[name] for name in ("part", "event_id", "event", "at_ms")}
+        parts[row["rule_id"], row["key"]].append(part)
+    found = _rows(tx.all("orchestrations.take_joins", own))
+    return [{**each, "parts": parts[each["rule_id"], each["key"]]} for each in found]
 
 
 def _row(row: Row) -> dict[str, Any]:

@@ -1,17 +1,26 @@
-"""Who may have which rule: read in the transaction that makes the change, so a right that is gone is gone."""
+"""Who may have which rule: read in the transaction that makes the change, so a right that is gone is gone.
+
+A rule lies within an agent's reach when all of these do: whom it hears (`source_agent`, or the agents of its join),
+whom it gives turns to, and with whom it lives and dies (`scope`). Event targets are free, since what a rule emits
+has the lower authority of its author and of the event. Everybody of a run is heard only at the level
+`orchestration`, by a rule of that run's scope.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from ksi_mcp.agents import reach
+from ksi_mcp.agents.model import Agent
 from ksi_mcp.db import Tx
-from ksi_mcp.errors import Conflict, Exhausted, NotFound, Refused
+from ksi_mcp.errors import Conflict, Exhausted, Invalid, NotFound, Refused
 from ksi_mcp.events.patterns import shorten
 from ksi_mcp.ids import OrchestrationId
 from ksi_mcp.permissions import Context
 from ksi_mcp.routing import store
-from ksi_mcp.routing.rules import AGENT, GLOBAL, Rule, RuleDraft, Target, compile_source, target_of
+from ksi_mcp.routing.joins import Join, Part, join_of
+from ksi_mcp.routing.rules import GLOBAL, Rule, RuleDraft, compile_source
+from ksi_mcp.routing.targets import AGENT, Target, Targets, targets_of
 
 ORCHESTRATION = "orchestration:"
 
@@ -29,7 +38,8 @@ class Settled:
     """What a draft means, now that names are ids: checked against the actor's reach."""
 
     source_agent: str | None
-    target: Target
+    target: Targets
+    join: Join | None
     scope: str
     orchestration_id: str | None
 
@@ -37,49 +47,144 @@ class Settled:
 def settle(tx: Tx, ctx: Context, draft: RuleDraft) -> Settled:
     """Resolve a draft's names and check that the actor may have such a rule.
 
+    What is a record already, and no text, was settled before: it may have ended since, so that the rest of such a
+    rule can still be changed. It has to lie within reach all the same.
+
     Raises:
         Refused: it reaches beyond the actor.
         NotFound: an agent or orchestration is not there, or not in the actor's sight.
         Conflict: it has ended.
+        Invalid: two parts of its join turn out to be one.
     """
-    scope, orchestration_id = _scope(tx, ctx, draft.scope)
+    held = _may_change(tx, ctx)
+    scope, orchestration_id = _scope(tx, ctx, held, draft.scope)
+    # A name means the agent of the run that the rule, or else the actor, belongs to.
+    run = orchestration_id or held.orchestration_id
+    inside = replace(ctx, orchestration_id=None if run is None else OrchestrationId(run))
+    join, alive = join_of(draft.join), not isinstance(draft.target, Targets)
+
+    def settled(place: Target) -> Target:
+        if place.kind == "event":
+            return place
+        return replace(place, name=_agent(tx, inside, place.name, what="the target", alive=alive).agent_id)
+
+    target = targets_of(draft.target).renamed(settled)
+    if join is not None:
+        join = _joined(tx, inside, join, alive=not isinstance(draft.join, Join))
     source = None if draft.source_agent is None else compile_source(draft.source_agent).text
     if ctx.actor.kind == "agent":
-        source = _own_source(tx, ctx, source)
-    target = target_of(draft.target)
-    if target.kind == "agent":
-        # A name means the agent of the run that the rule, or else the actor, belongs to.
-        run = orchestration_id or reach.grants(tx, ctx).orchestration_id
-        within = replace(ctx, orchestration_id=None if run is None else OrchestrationId(run))
-        agent = reach.find(tx, within, target.name)
-        if agent.life != "active":
-            raise Conflict(
-                f"agent {agent.name!r} ({agent.agent_id}) is {agent.life}", hint="a rule needs a living target"
-            )
-        target = Target(kind="agent", name=agent.agent_id)
-    return Settled(source_agent=source, target=target, scope=scope, orchestration_id=orchestration_id)
+        source = _source_within(tx, inside, held, source, scope=scope, join=join)
+    return Settled(
+        source_agent=source,
+        target=target,
+        join=join,
+        scope=scope,
+        orchestration_id=orchestration_id,
+    )
 
 
-def check_owner(tx: Tx, ctx: Context, rule: Rule, *, action: str) -> None:
-    """An agent changes only rules that it made for itself.
+def check_reach(tx: Tx, ctx: Context, rule: Rule, *, action: str) -> None:
+    """An agent changes only rules that lie within its reach: whom they hear, whom they reach, and with whom they live.
 
     Raises:
-        Refused: somebody else made it, or it was widened since.
+        Refused: a part of the rule lies beyond, or whoever made it wants nobody else to change it.
     """
     if ctx.actor.kind != "agent":
         return
+    held = _may_change(tx, ctx)
+    beyond = _beyond(tx, ctx, held, rule)
+    if beyond is not None:
+        what = beyond if sees(viewer_of(tx, ctx), rule) else "it"  # who may not look at it is not told what it says
+        raise Refused(
+            f"{ctx.actor} may not {action} rule {rule.rule_id!r}: {what} is beyond its routing level "
+            f"{held.routing_level!r}",
+            hint="an agent changes rules whose source, targets and scope lie within its reach",
+        )
+    if not rule.modifiable and rule.created_by != str(ctx.actor):
+        raise Refused(
+            f"{ctx.actor} may not {action} rule {rule.rule_id!r}: it is not modifiable, and {rule.created_by} made it",
+            hint="ask whoever made it, or the operator",
+        )
+
+
+def author(ctx: Context, rule: Rule) -> str:
+    """Who answers for a rule that the actor changes: whoever made it, unless that was somebody mightier than an agent.
+
+    A rule delivers on its author's authority: an agent that rewrites a rule of the operator must not speak for the
+    operator from then on.
+    """
+    mightier = not rule.created_by.startswith(AGENT)
+    return str(ctx.actor) if ctx.actor.kind == "agent" and mightier else rule.created_by
+
+
+def _may_change(tx: Tx, ctx: Context) -> reach.Grants:
+    """What the actor holds, if it may change the table at all."""
+    reach.require(tx, ctx, "routing_control", action="a change of the routing table")
     held = reach.grants(tx, ctx)
-    own_scopes = {AGENT + str(ctx.actor.agent_id), f"{ORCHESTRATION}{held.orchestration_id}"}
-    if rule.created_by != str(ctx.actor):
+    if held.routing_level == "none":
         raise Refused(
-            f"{ctx.actor} may not {action} rule {rule.rule_id!r}: {rule.created_by} made it",
-            hint="an agent changes only its own rules; ask whoever made it",
+            f"{ctx.actor} may not change the routing table: its routing level is 'none'",
+            hint="ask whoever spawned it, or the operator",
         )
-    if rule.source_agent != ctx.actor.agent_id or rule.scope not in own_scopes:
-        raise Refused(
-            f"{ctx.actor} may not {action} rule {rule.rule_id!r}: it hears {rule.source_agent or 'everybody'}",
-            hint="the operator has widened it",
+    return held
+
+
+def _beyond(tx: Tx, ctx: Context, held: reach.Grants, rule: Rule) -> str | None:
+    if held.routing_level == "global":
+        return None
+    kind, _, owner = rule.scope.partition(":")
+    if kind == GLOBAL or (kind == "agent" and not reach.may_route(tx, ctx, owner)):
+        return f"its scope {rule.scope}"
+    if kind == "orchestration" and owner != held.orchestration_id:
+        return f"its scope {rule.scope}"
+    source = rule.source_agent
+    if source is not None and tx.one("routing.agent", {"agent_id": source}) is not None:
+        if not reach.may_route(tx, ctx, source):
+            return f"its source {source}"
+    elif not (_of_the_run(held, rule.scope) or (source is None and _hears_agents_only(rule.join))):
+        return f"its source {source or 'everybody'}"
+    for agent_id in (*rule.target.agents, *_agents_of(rule.join)):
+        if not reach.may_route(tx, ctx, agent_id):
+            return f"the agent {agent_id}"
+    return None
+
+
+def _of_the_run(held: reach.Grants, scope: str) -> bool:
+    """Whether such a rule may hear everybody: of the run that it lives with, and that the actor may route."""
+    return held.routing_level == "orchestration" and scope.startswith(ORCHESTRATION)
+
+
+def _agents_of(join: Join | None) -> tuple[str, ...]:
+    parts = () if join is None else join.parts
+    return tuple(part.text.removeprefix(AGENT) for part in parts if part.pattern is None)
+
+
+def _hears_agents_only(join: Join | None) -> bool:
+    """A join of agents says whom it hears: it needs no source beside them."""
+    return join is not None and len(_agents_of(join)) == len(join.parts)
+
+
+def _agent(tx: Tx, ctx: Context, ref: str, *, what: str, alive: bool = True) -> Agent:
+    """The agent that is meant, if the actor may route it."""
+    agent = reach.find_routable(tx, ctx, ref, what=what)
+    if alive and agent.life != "active":
+        raise Conflict(
+            f"{what} {agent.name!r} ({agent.agent_id}) is {agent.life}", hint="a rule is for living agents; name others"
         )
+    return agent
+
+
+def _joined(tx: Tx, ctx: Context, join: Join, *, alive: bool) -> Join:
+    def settled(part: Part) -> Part:
+        if part.pattern is not None:
+            return part
+        agent = _agent(tx, ctx, part.text.removeprefix(AGENT), what="the agent of the join", alive=alive)
+        return replace(part, text=AGENT + agent.agent_id)
+
+    parts = tuple(settled(part) for part in join.parts)
+    if len({part.text for part in parts}) < len(parts):
+        raise Invalid("all_of of the join names an agent twice", hint="each part once; a name and an id may be one")
+    return replace(join, parts=parts)
 
 
 def check_quota(tx: Tx, ctx: Context, quotas: Quotas) -> None:
@@ -105,44 +210,52 @@ def viewer_of(tx: Tx, ctx: Context) -> store.Viewer | None:
     if ctx.actor.kind != "agent":
         return None
     held = reach.grants(tx, ctx)
-    return store.Viewer(agent_id=str(ctx.actor.agent_id), orchestration_id=held.orchestration_id)
+    if held.routing_level == "global":  # what an agent may change, it can look at
+        return None
+    family = reach.family(tx, ctx.actor.agent_id)
+    return store.Viewer(agents=family, orchestration_id=held.orchestration_id)
 
 
 def sees(viewer: store.Viewer | None, rule: Rule) -> bool:
     """The same for one rule in hand."""
-    return (
-        viewer is None
-        or rule.scope == GLOBAL
-        or rule.created_by == AGENT + viewer.agent_id
-        or rule.source_agent == viewer.agent_id
-        or str(rule.target) == AGENT + viewer.agent_id
-        or (rule.orchestration_id is not None and rule.orchestration_id == viewer.orchestration_id)
-    )
+    if viewer is None or rule.scope == GLOBAL:
+        return True
+    if rule.orchestration_id is not None and rule.orchestration_id == viewer.orchestration_id:
+        return True
+    owners = (rule.created_by.removeprefix(AGENT), rule.scope.removeprefix(AGENT), rule.source_agent)
+    return not viewer.agents.isdisjoint((*owners, *rule.target.agents, *_agents_of(rule.join)))
 
 
-def _own_source(tx: Tx, ctx: Context, source: str | None) -> str:
-    me = str(ctx.actor.agent_id)
-    if source not in (None, me):
-        row = tx.one("routing.agent", {"agent_id": me})
-        if row is None or source != row["name"]:
-            raise Refused(
-                f"{ctx.actor} may not have a rule for the events of {shorten(source)}",
-                hint="leave source_agent out: an agent's rules hear its own events",
-            )
-    return me
+def _source_within(
+    tx: Tx, ctx: Context, held: reach.Grants, source: str | None, *, scope: str, join: Join | None
+) -> str | None:
+    """Whom an agent's rule hears: somebody in its reach; everybody of its run only where it may route all of that."""
+    if held.routing_level == "global":
+        return source
+    if source is None:
+        if _of_the_run(held, scope) or _hears_agents_only(join):
+            return None
+        return scope.removeprefix(AGENT) if scope.startswith(AGENT) else str(ctx.actor.agent_id)
+    if (glob := compile_source(source).glob) is None or not glob.literal:
+        if _of_the_run(held, scope):
+            return source
+        raise Refused(
+            f"{ctx.actor} may not have a rule for the events of {shorten(source)}",
+            hint="name one agent; globs and templates need the routing level orchestration, and its scope",
+        )
+    return _agent(tx, ctx, source, what="the source", alive=False).agent_id
 
 
-def _scope(tx: Tx, ctx: Context, wanted: str | None) -> tuple[str, str | None]:
+def _scope(tx: Tx, ctx: Context, held: reach.Grants, wanted: str | None) -> tuple[str, str | None]:
     kind, _, ref = (wanted or ("agent" if ctx.actor.kind == "agent" else GLOBAL)).partition(":")
-    held = reach.grants(tx, ctx)
     me = ctx.actor.agent_id
     if kind == GLOBAL:
-        if me is not None:
+        if held.routing_level != "global":
             raise Refused(f"{ctx.actor} may not have a global rule", hint="use scope agent or orchestration")
         return GLOBAL, None
     if kind == "orchestration":
         run = ref or held.orchestration_id
-        if run is None or (me is not None and run != held.orchestration_id):
+        if run is None or (held.routing_level != "global" and run != held.orchestration_id):
             raise Refused(
                 f"scope {shorten(wanted or '')} is not within {ctx.actor}'s reach",
                 hint=f"its orchestration is {held.orchestration_id or 'none'}",
@@ -153,11 +266,7 @@ def _scope(tx: Tx, ctx: Context, wanted: str | None) -> tuple[str, str | None]:
         if row["state"] not in ("running", "suspended"):
             raise Conflict(f"orchestration {run} is {row['state']}", hint="a rule would end at once")
         return ORCHESTRATION + run, run
-    if me is not None and ref not in ("", me):
-        raise Refused(f"scope {shorten(wanted or '')} is not {ctx.actor}'s own", hint="use scope agent")
     if not ref and me is None:
-        raise Refused("the scope agent says no agent", hint="write agent:<id>")
-    agent = reach.find(tx, ctx, me or ref)
-    if agent.life != "active":
-        raise Conflict(f"agent {agent.name!r} ({agent.agent_id}) is {agent.life}", hint="a rule would end at once")
+        raise Invalid("the scope agent says no agent", hint="write agent:<id>")
+    agent = _agent(tx, ctx, ref or str(me), what="the agent of the scope")
     return AGENT + agent.agent_id, agent.orchestration_id

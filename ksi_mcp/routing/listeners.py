@@ -38,7 +38,9 @@ class ListenerFailed(Exception):
 class Listeners:
     """Who reacts to which names. An event that nobody listens to costs one look into a dictionary."""
 
-    def __init__(self) -> None:
+    def __init__(self, always: React | None = None) -> None:
+        """`always` reacts to every event, whatever its name, after those that listen to the name."""
+        self._always = () if always is None else (always,)
         self._by_name: dict[str, list[React]] = {}
 
     def add(self, names: Collection[str], react: React) -> None:
@@ -52,7 +54,7 @@ class Listeners:
         Raises:
             ListenerFailed: one of them could not; what the others wrote is undone with this unit.
         """
-        for react in self._by_name.get(event.name, ()):
+        for react in (*self._by_name.get(event.name, ()), *self._always):
             if react in without:
                 continue
             try:

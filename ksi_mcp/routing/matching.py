@@ -10,11 +10,15 @@ from ksi_mcp.errors import Invalid
 from ksi_mcp.events.model import Event
 from ksi_mcp.routing.conditions import ConditionError
 from ksi_mcp.routing.index import RuleTable
-from ksi_mcp.routing.rules import AGENT, CompiledRule, Rule
+from ksi_mcp.routing.joins import Join
+from ksi_mcp.routing.rules import CompiledRule, Rule
+from ksi_mcp.routing.targets import AGENT
 from ksi_mcp.templates import MissingValue
 
 Outcome = Literal[
     "fires",
+    "collects",
+    "excluded",
     "disabled",
     "expired",
     "other_orchestration",
@@ -29,7 +33,10 @@ NameOf = Callable[[str], str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """What became of one rule whose pattern hears an event. `data` is the mapped payload when it fires."""
+    """What became of one rule whose pattern hears an event. `data` is the mapped payload when it fires.
+
+    `collects`: it is a join, the event is one of its `parts`, and belongs to the collection `key`.
+    """
 
     rule: Rule
     outcome: Outcome
@@ -37,6 +44,9 @@ class Match:
     missing: str | None = None
     expression: str | None = None
     data: dict[str, Any] | None = None
+    compiled: CompiledRule | None = None
+    parts: tuple[int, ...] = ()
+    key: str | None = None
 
 
 def agent_of(event: Event) -> str | None:
@@ -44,17 +54,26 @@ def agent_of(event: Event) -> str | None:
     return event.source.removeprefix(AGENT) if event.source.startswith(AGENT) else event.agent_id
 
 
-def judge(table: RuleTable, event: Event, *, now_ms: int, name_of: NameOf) -> Iterator[Match]:
-    """What becomes of each rule whose pattern hears the event, in the order in which they fire."""
-    agent_id = agent_of(event)
-    scope = {
+def scope_of(event: Event, *, now_ms: int) -> dict[str, Any]:
+    """What conditions and mappings see of an event."""
+    return {
         "event": event.name,
         "data": event.data,
         "source": event.source,
-        "agent": agent_id,
+        "agent": agent_of(event),
         "now": now_ms,
         "$": event.data,
     }
+
+
+def mapping_failed(rule: Rule, failure: Invalid) -> Match:
+    """The match of a rule whose mapping could not be filled."""
+    return _failed(rule, "mapping_failed", failure, None)
+
+
+def judge(table: RuleTable, event: Event, *, now_ms: int, name_of: NameOf) -> Iterator[Match]:
+    """What becomes of each rule whose pattern hears the event, in the order in which they fire."""
+    scope = scope_of(event, now_ms=now_ms)
     for compiled in table.candidates(event.name):
         yield _judge(compiled, event, scope, name_of)
 
@@ -94,11 +113,31 @@ def _judge(compiled: CompiledRule, event: Event, scope: dict[str, Any], name_of:
             return Match(
                 rule=rule, outcome="condition_false", reason="its condition does not hold", expression=rule.condition
             )
+    if rule.join is not None:
+        return _collects(compiled, rule.join, event, scope, name_of)
     try:
         data = compiled.mapping.apply(scope)
     except Invalid as failure:
         return _failed(rule, "mapping_failed", failure, None)
     return Match(rule=rule, outcome="fires", data=data)
+
+
+def _collects(compiled: CompiledRule, join: Join, event: Event, scope: dict[str, Any], name_of: NameOf) -> Match:
+    rule, agent_id = compiled.rule, scope["agent"]
+    fitting = [
+        place
+        for place, part in enumerate(join.parts)
+        if part.fits(event.name, agent_id, lambda: name_of(agent_id) if agent_id else None)
+    ]
+    fitting.sort(key=lambda place: join.parts[place].breadth)
+    if not fitting:
+        listed = ", ".join(part.text for part in join.parts)
+        return Match(rule=rule, outcome="condition_false", reason=f"it is none of what the join waits for: {listed}")
+    try:
+        key = join.key(scope)
+    except Invalid as failure:
+        return _failed(rule, "mapping_failed", failure, join.by)
+    return Match(rule=rule, outcome="collects", data=event.data, compiled=compiled, parts=tuple(fitting), key=key)
 
 
 def _failed(

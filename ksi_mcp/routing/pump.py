@@ -12,9 +12,11 @@ from ksi_mcp.db import Tx
 from ksi_mcp.errors import KsiError, StoreError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.model import event_of
+from ksi_mcp.routing.collecting import due, forget, time_up
 from ksi_mcp.routing.index import RuleTable
-from ksi_mcp.routing.listeners import ListenerFailed, Listeners
+from ksi_mcp.routing.listeners import ListenerFailed, Listeners, React
 from ksi_mcp.routing.outbox import EventDelivery, Limits, TurnSink
+from ksi_mcp.routing.safe_mode import is_paused
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,18 @@ class Pump:
         *,
         table: Callable[[Tx], RuleTable],
         refresh: Callable[[], Awaitable[None]],
+        hear: React | None = None,
     ) -> None:
+        self.paused = False
+        """Nothing is delivered, so that a bad table can be mended; events wait."""
         self._journal = journal
         self._turns = turns
         self._limits = limits
         self._table = table
         self._refresh = refresh
         self._pumping = asyncio.Lock()
-        self.listeners = Listeners()
-        """Who reacts before the rules are judged."""
+        self.listeners = Listeners(always=hear)
+        """Who reacts before the rules are judged; `hear` to every event."""
 
     async def once(self, limit: int) -> int:
         """Deliver the oldest waiting events, at most `limit`; how many were handled.
@@ -54,8 +59,12 @@ class Pump:
         Raises:
             StoreError: the store could not take it; what was not delivered waits on.
         """
+        if self.paused:
+            return 0
         async with self._pumping:
-            waiting = await self._journal.read(lambda tx: tx.all("routing.waiting", {"limit": limit}))
+            waiting = await self._journal.read(
+                lambda tx: [] if is_paused(tx) else tx.all("routing.waiting", {"limit": limit})
+            )
             if not waiting:
                 return 0
             await self._refresh()
@@ -76,9 +85,50 @@ class Pump:
                     continue
                 if isinstance(outcome, StoreError) or not isinstance(outcome, Exception):
                     raise outcome
-                reason = ascii(outcome.message) if isinstance(outcome, KsiError) else type(outcome).__name__
-                await self._journal.commit(partial(self._give_up, event_id=event_id, reason=reason))
+                await self._journal.commit(partial(self._give_up, event_id=event_id, reason=_reason(outcome)))
             return len(ids)
+
+    async def fire_due(self, limit: int = 100) -> int | None:
+        """Fire the joins whose time is up, with what is there; when the next one is due (ms), None if none is.
+
+        Raises:
+            StoreError: the store could not take it; they are fired the next time.
+        """
+        if self.paused:
+            return None
+        async with self._pumping:
+            if await self._journal.read(is_paused):
+                return None
+            waiting = await self._journal.read(lambda tx: due(tx, limit=limit))
+            if waiting:
+                await self._refresh()
+            for rule_id, key in waiting:
+                try:
+                    await self._journal.commit(partial(self._fire, rule_id=rule_id, key=key))
+                except StoreError:
+                    raise
+                except Exception as failure:
+                    logger.exception("a join of rule %s could not be fired", rule_id)
+                    reason = _reason(failure)
+                    await self._journal.commit(partial(self._give_up_join, rule_id=rule_id, key=key, reason=reason))
+            row = await self._journal.read(lambda tx: tx.one("routing.next_join_due"))
+            return None if row is None else row["due_ms"]
+
+    def _fire(self, tx: Tx, rule_id: str, key: str) -> None:
+        compiled = self._table(tx).get(rule_id)
+        if compiled is None or compiled.rule.expired(tx.now_ms) or compiled.rule.join is None:
+            forget(tx, rule_id)
+            return
+        done = time_up(tx, compiled.rule, key)
+        if done is not None:
+            EventDelivery(tx, self._journal, self._turns, self._limits, done.event).fire(compiled, done)
+
+    def _give_up_join(self, tx: Tx, rule_id: str, key: str, reason: str) -> None:
+        compiled = self._table(tx).get(rule_id)
+        done = None if compiled is None else time_up(tx, compiled.rule, key)
+        if compiled is not None and done is not None:
+            delivery = EventDelivery(tx, self._journal, self._turns, self._limits, done.event, joined=True)
+            delivery.undeliverable(reason, rule=compiled.rule)
 
     def _handle_all(self, tx: Tx, event_ids: list[int]) -> int:
         """Route the first of these, as many as one transaction should; how many."""
@@ -120,3 +170,8 @@ class Pump:
             return
         EventDelivery(tx, self._journal, self._turns, self._limits, event_of(row)).undeliverable(reason)
         tx.run("routing.handled", {"event_id": event_id})
+
+
+def _reason(failure: Exception) -> str:
+    """What one may know of it."""
+    return ascii(failure.message) if isinstance(failure, KsiError) else type(failure).__name__

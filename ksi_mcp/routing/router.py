@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ksi_mcp.config import DampingConfig
 from ksi_mcp.db import Tx
-from ksi_mcp.errors import Invalid, KsiError, NotFound, Refused
+from ksi_mcp.errors import KsiError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.model import Event
-from ksi_mcp.events.patterns import check_event_name, shorten
-from ksi_mcp.ids import EventId, RuleId, new_id
+from ksi_mcp.events.patterns import check_event_name
+from ksi_mcp.ids import EventId
 from ksi_mcp.permissions import SYSTEM, Context, fresh_context
-from ksi_mcp.routing import governance, store
+from ksi_mcp.routing import governance, safe_mode, store
+from ksi_mcp.routing.editing import MAX_REASON_CHARS, Applied, Change, Editor, Removal, Update
+from ksi_mcp.routing.explaining import Past, foresee, past
 from ksi_mcp.routing.governance import Quotas
-from ksi_mcp.routing.index import RuleTable, find_cycle
+from ksi_mcp.routing.index import RuleTable
+from ksi_mcp.routing.letters import Letters
 from ksi_mcp.routing.listeners import React
 from ksi_mcp.routing.matching import Match, judge
 from ksi_mcp.routing.outbox import Limits, TurnSink
 from ksi_mcp.routing.pump import Pump
-from ksi_mcp.routing.rules import (
-    AGENT,
-    UPDATE_FIELDS,
-    IsCommand,
-    Rule,
-    RuleDraft,
-    check_not_command,
-    compile_rule,
-    draft_of,
-    facts_of,
-)
+from ksi_mcp.routing.rules import IsCommand, Rule, RuleDraft
 from ksi_mcp.routing.store import RuleFilter, RulePage
+from ksi_mcp.routing.targets import AGENT
+from ksi_mcp.routing.validating import Verdict, validate
+from ksi_mcp.routing.versions import RolledBack, carry_out, plan
 
 __all__ = ["Explanation", "Limits", "Quotas", "Router", "TurnSink"]
 
 SWEEP_LIMIT = 500
 MAX_PAGE = 200
-MAX_REASON_CHARS = 500
+_HEARS = frozenset({"fires", "collects"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +64,21 @@ class Router:
         is_command: IsCommand = lambda _name: False,
         quotas: Quotas | None = None,
         limits: Limits | None = None,
+        hear: React | None = None,
+        damping: DampingConfig | None = None,
     ) -> None:
         self._journal = journal
-        self._is_command = is_command
-        self._quotas = quotas or Quotas()
         self._table = RuleTable()
         self._compiled = store.CompiledRows()
-        self._pump = Pump(journal, turns, limits or Limits(), table=self._seen_by, refresh=self.refresh)
+        self._editor = Editor(
+            journal,
+            table=self._seen_by,
+            is_command=is_command,
+            quotas=quotas or Quotas(),
+            limits=damping or DampingConfig(),
+        )
+        self._pump = Pump(journal, turns, limits or Limits(), table=self._seen_by, refresh=self.refresh, hear=hear)
+        self.letters = Letters(journal, turns, limits or Limits(), table=self._seen_by)
 
     # ------------------------------------------------------------------------------- the table
 
@@ -85,82 +90,17 @@ class Router:
             NotFound, Conflict: its target or scope is not there, has ended, or its id is taken.
             Exhausted: the actor, or the table, has as many rules as there may be.
         """
-        check_not_command(draft.target, self._is_command)
-        settled = governance.settle(tx, ctx, draft)
-        if draft.rule_id is not None and (old := store.find(tx, draft.rule_id)) and old.expired(tx.now_ms):
-            self._expire(tx, [old])
-        governance.check_quota(tx, ctx, self._quotas)
-        rule = Rule(
-            rule_id=RuleId(draft.rule_id or new_id("r")),
-            source_pattern=draft.source_pattern,
-            source_agent=settled.source_agent,
-            condition=draft.condition,
-            target=settled.target,
-            mapping=draft.mapping,
-            priority=draft.priority,
-            scope=settled.scope,
-            orchestration_id=settled.orchestration_id,
-            enabled=draft.enabled,
-            created_by=str(ctx.actor),
-            version=0,
-            created_at_ms=tx.now_ms,
-            expires_at_ms=None if draft.ttl_s is None else tx.now_ms + max(1, round(draft.ttl_s * 1000)),
-            metadata=dict(draft.metadata),
-        )
-        self._check_cycle(tx, rule)
-        rule = replace(rule, version=store.next_version(tx))
-        store.put(tx, rule)
-        self._audit(tx, ctx, "routing:rule_added", rule, {})
-        return rule
+        return self._editor.add(tx, ctx, draft)
 
     def modify_rule(self, tx: Tx, ctx: Context, rule_id: str, updates: Mapping[str, Any]) -> Rule:
-        """Change fields of a rule; who made it and when stays. `ttl_s` counts from now, None means for ever.
+        """Change fields of a rule; when it was made stays, and who (but see `governance.author`). `ttl_s`: from now.
 
         Raises:
             NotFound: there is no such rule.
             Invalid: a field is unknown, or its value cannot be taken.
             Refused: the actor may not change it, or not so.
         """
-        rule = self._living(tx, rule_id)
-        governance.check_owner(tx, ctx, rule, action="change")
-        if unknown := sorted(set(updates) - set(UPDATE_FIELDS)):
-            raise Invalid(
-                f"a rule has no field {', '.join(shorten(name, 40) for name in unknown[:5])} to change",
-                hint=f"there are {', '.join(UPDATE_FIELDS)}",
-            )
-        if not updates:
-            raise Invalid("the updates are empty", hint=f"give at least one of {', '.join(UPDATE_FIELDS)}")
-        draft = replace(draft_of(rule), **updates)
-        check_not_command(draft.target, self._is_command)
-        settled = governance.settle(tx, ctx, draft)
-        expires = rule.expires_at_ms
-        if "ttl_s" in updates:
-            expires = None if draft.ttl_s is None else tx.now_ms + max(1, round(draft.ttl_s * 1000))
-        changed = replace(
-            rule,
-            source_pattern=draft.source_pattern,
-            source_agent=settled.source_agent,
-            condition=draft.condition,
-            target=settled.target,
-            mapping=draft.mapping,
-            priority=draft.priority,
-            scope=settled.scope,
-            orchestration_id=settled.orchestration_id,
-            enabled=draft.enabled,
-            expires_at_ms=expires,
-            metadata=dict(draft.metadata),
-        )
-        self._check_cycle(tx, changed)
-        changed = replace(changed, version=store.next_version(tx))
-        store.change(tx, changed, new_life="ttl_s" in updates)
-        self._audit(
-            tx,
-            ctx,
-            "routing:rule_modified",
-            changed,
-            {"was": {key: was for key, was in facts_of(rule).items() if facts_of(changed)[key] != was}},
-        )
-        return changed
+        return self._editor.modify(tx, ctx, Update(rule_id=rule_id, updates=updates))
 
     def delete_rule(self, tx: Tx, ctx: Context, rule_id: str, reason: str | None = None) -> Rule:
         """End a rule; the rule as it was.
@@ -169,10 +109,31 @@ class Router:
             NotFound: there is no such rule.
             Refused: the actor may not delete it.
         """
-        rule = self._living(tx, rule_id)
-        governance.check_owner(tx, ctx, rule, action="delete")
-        self._bury(tx, ctx, rule, reason)
-        return rule
+        return self._editor.delete(tx, ctx, Removal(rule_id=rule_id, reason=reason))
+
+    def apply(self, tx: Tx, ctx: Context, changes: Sequence[Change]) -> Applied:
+        """Make several changes as one, in one version of the table; later ones see the earlier ones.
+
+        Circles and conflicts are looked for at the end: two rules may change places.
+
+        Raises:
+            KsiError: as of the single change; the message begins with its place. Nothing is changed then.
+        """
+        return self._editor.apply(tx, ctx, changes)
+
+    def validate(self, tx: Tx, ctx: Context, draft: RuleDraft) -> Verdict:
+        """Whether `add_rule` would take the draft as the table is now, and what one should know; writes nothing."""
+        return validate(tx, ctx, draft, editor=self._editor, table=self._seen_by(tx))
+
+    def roll_back(self, tx: Tx, ctx: Context, to_version: int, *, reason: str, dry_run: bool = False) -> RolledBack:
+        """Make the table what it was at a version, in one new version. `dry_run`: only say what would change.
+
+        Raises:
+            Invalid: there is no such version.
+            NotFound: it is not kept any more.
+        """
+        found = plan(tx, to_version)
+        return found.shown if dry_run else carry_out(tx, self._editor, ctx, found, reason=reason)
 
     def query_rules(
         self, tx: Tx, ctx: Context, wanted: RuleFilter | None = None, *, limit: int = 50, cursor: str | None = None
@@ -185,7 +146,8 @@ class Router:
             heard = [each.rule.rule_id for each in self._seen_by(tx).candidates(wanted.event)]
             ids = [rule_id for rule_id in heard if ids is None or rule_id in ids]
         viewer = governance.viewer_of(tx, ctx)
-        return store.page(tx, wanted, ids=ids, viewer=viewer, limit=min(max(limit, 1), MAX_PAGE), cursor=cursor)
+        found = store.page(tx, wanted, ids=ids, viewer=viewer, limit=min(max(limit, 1), MAX_PAGE), cursor=cursor)
+        return replace(found, rules=tuple(_as_of(rule, tx.now_ms) for rule in found.rules))
 
     def explain(
         self,
@@ -224,14 +186,26 @@ class Router:
         table = self._seen_by(tx)
         viewer = governance.viewer_of(tx, ctx)
         matches = list(judge(table, event, now_ms=tx.now_ms, name_of=lambda agent_id: _name_of(tx, agent_id)))
-        seen = [match for match in matches if governance.sees(viewer, match.rule)]
+        _exclude(matches)
+        seen = [foresee(tx, match) for match in matches if governance.sees(viewer, match.rule)]
         return Explanation(
             event=event.name,
-            fires=tuple(match for match in seen if match.outcome == "fires"),
-            losers=tuple(match for match in seen if match.outcome != "fires"),
+            fires=tuple(match for match in seen if match.outcome in _HEARS),
+            losers=tuple(match for match in seen if match.outcome not in _HEARS),
             hidden=len(matches) - len(seen),
             version=table.version,
         )
+
+    def past(self, tx: Tx, ctx: Context, event: Event) -> Past:
+        """Where an event went that was recorded, as far as the actor may know of it."""
+        table, viewer = self._seen_by(tx), governance.viewer_of(tx, ctx)
+
+        def sees(rule_id: str) -> bool:
+            compiled = table.get(rule_id)
+            return viewer is None or (compiled is not None and governance.sees(viewer, compiled.rule))
+
+        matches = list(judge(table, event, now_ms=tx.now_ms, name_of=lambda agent_id: _name_of(tx, agent_id)))
+        return past(tx, event, matches, sees=sees)
 
     def record_refusal(
         self, tx: Tx, ctx: Context, action: str, failure: KsiError, *, rule_id: str | None = None
@@ -253,47 +227,14 @@ class Router:
         owner = "agent" if scope.startswith(AGENT) else "orchestration"
         rules = store.in_scope(tx, scope)
         for rule in rules:
-            self._bury(tx, ctx or fresh_context(SYSTEM), rule, f"its {owner} has ended")
+            self._editor.bury(tx, ctx or fresh_context(SYSTEM), rule, f"its {owner} has ended")
         return len(rules)
 
     def sweep_expired(self, tx: Tx, limit: int = SWEEP_LIMIT) -> int:
         """Bury rules whose time is over, at most `limit`; how many there were."""
         rules = store.due(tx, limit)
-        self._expire(tx, rules)
+        self._editor.expire(tx, rules)
         return len(rules)
-
-    def _expire(self, tx: Tx, rules: list[Rule]) -> None:
-        for rule in rules:
-            store.bury(tx, rule.rule_id, store.next_version(tx))
-            self._audit(tx, fresh_context(SYSTEM), "routing:rule_expired", rule, {})
-
-    def _bury(self, tx: Tx, ctx: Context, rule: Rule, reason: str | None) -> None:
-        version = store.next_version(tx)
-        store.bury(tx, rule.rule_id, version)
-        facts = {"reason": None if reason is None else reason[:MAX_REASON_CHARS]}
-        self._audit(tx, ctx, "routing:rule_deleted", replace(rule, version=version), facts)
-
-    def _living(self, tx: Tx, rule_id: str) -> Rule:
-        rule = store.get(tx, rule_id)
-        if rule.expired(tx.now_ms):
-            raise NotFound(f"rule {rule_id!r} has expired", hint="add it again with routing_add_rule")
-        return rule
-
-    def _check_cycle(self, tx: Tx, rule: Rule) -> None:
-        if rule.target.kind != "event" or not rule.enabled:
-            return
-        links = find_cycle(self._seen_by(tx), compile_rule(rule), now_ms=tx.now_ms)
-        if links is not None:
-            path = " -> ".join(f"{link.name} [{link.rule_id}]" for link in links)
-            raise Refused(
-                f"rule {rule.rule_id!r} would feed itself: {rule.source_pattern} -> {path} -> {rule.source_pattern}",
-                hint="send one of them to another event, or to an agent",
-            )
-
-    def _audit(self, tx: Tx, ctx: Context, name: str, rule: Rule, more: dict[str, Any]) -> None:
-        owner = rule.scope.removeprefix(AGENT) if rule.scope.startswith(AGENT) else None
-        facts = {"rule_id": rule.rule_id, "version": rule.version, "rule": facts_of(rule), **more}
-        self._journal.record(tx, name, facts, ctx, agent_id=owner, orchestration_id=rule.orchestration_id)
 
     # --------------------------------------------------------------------------------- the pump
 
@@ -307,6 +248,18 @@ class Router:
         """Deliver the oldest waiting events, at most `limit`; how many were handled. See `Pump`."""
         return await self._pump.once(limit)
 
+    async def fire_due(self) -> int | None:
+        """Fire the joins whose time is up; when the next one is due (ms since the epoch), if any is."""
+        return await self._pump.fire_due()
+
+    def set_paused(self, tx: Tx, *, paused: bool) -> bool:
+        """Begin or end safe mode, for every process of the data folder; whether that changed anything."""
+        return safe_mode.set_paused(tx, self._journal, paused=paused)
+
+    def is_paused(self, tx: Tx) -> bool:
+        """Whether nothing is delivered: safe mode."""
+        return safe_mode.is_paused(tx)
+
     def listen(self, names: Collection[str], react: React) -> None:
         """Call `react(tx, event)` once for every event of these names, in the transaction that routes it.
 
@@ -317,6 +270,25 @@ class Router:
 
     def _seen_by(self, tx: Tx) -> RuleTable:
         return store.catch_up(tx, self._table, self._compiled)
+
+
+def _exclude(matches: list[Match]) -> None:
+    """What an exclusive rule keeps from firing, if it can deliver."""
+    first: Rule | None = None
+    for place, match in enumerate(matches):
+        if match.outcome != "fires":
+            continue
+        if first is not None:
+            reason = f"rule {first.rule_id!r} is exclusive, and of higher priority"
+            matches[place] = replace(match, outcome="excluded", reason=reason, data=None)
+        elif match.rule.exclusive:
+            first = match.rule
+
+
+def _as_of(rule: Rule, now_ms: int) -> Rule:
+    """The rule as one sees it: that it was frozen once does not matter any more."""
+    thawed = rule.frozen_until_ms is not None and rule.frozen_until_ms <= now_ms
+    return replace(rule, frozen_until_ms=None) if thawed else rule
 
 
 def _name_of(tx: Tx, agent_id: str) -> str | None:

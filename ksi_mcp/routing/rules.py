@@ -6,58 +6,41 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ksi_mcp import templates
 from ksi_mcp.errors import Invalid, KsiError, Refused
 from ksi_mcp.events.model import check_depth
-from ksi_mcp.events.patterns import (
-    Glob,
-    Pattern,
-    check_event_name,
-    check_pattern,
-    compile_pattern,
-    is_reserved,
-    shorten,
-)
+from ksi_mcp.events.patterns import Glob, Pattern, check_pattern, compile_pattern, shorten
 from ksi_mcp.ids import RuleId
 from ksi_mcp.routing.conditions import Condition, compile_condition
+from ksi_mcp.routing.joins import Join, join_of
 from ksi_mcp.routing.mapping import EventMapping, compile_mapping
+from ksi_mcp.routing.rates import Rate, rate_of
+from ksi_mcp.routing.targets import AGENT, Targets, targets_of
 
 MAX_PRIORITY = 10_000
 DEFAULT_PRIORITY = 100
 MAX_TTL_S = 30 * 24 * 3600
 MAX_METADATA_CHARS = 4_000
 MAX_SOURCE_CHARS = 200
-AGENT: Final = "agent:"
 GLOBAL: Final = "global"
 
 _RULE_ID = re.compile(r"[a-z0-9_.-]{1,64}\Z")
-_AGENT_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _SOURCE_GLOB = re.compile(r"[A-Za-z0-9_.*-]+\Z")
 _SCOPE = re.compile(r"(global|agent|orchestration|(agent|orchestration):[A-Za-z0-9][A-Za-z0-9_.-]{0,63})\Z")
 
-TargetKind = Literal["agent", "event"]
 IsCommand = Callable[[str], bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Where a rule delivers: an event's name, or an agent by its id (in a draft: id or name)."""
-
-    kind: TargetKind
-    name: str
-
-    def __str__(self) -> str:
-        return AGENT + self.name if self.kind == "agent" else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleDraft:
     """A rule as somebody wants it. Making one checks everything that can be checked without the store.
 
-    `target` is an event name or `agent:<id or name>`; `ttl_s` is in seconds, None for ever; `scope` is
-    `global`, `agent[:<id>]` or `orchestration[:<id>]`: whom the rule lives and dies with.
+    `target` is an event name or `agent:<id or name>`, a list of them, or `{mode: list}` (see `targets.py`); `ttl_s`
+    is in seconds, None for ever; `scope` is `global`, `agent[:<id>]` or `orchestration[:<id>]`: whom the rule lives
+    and dies with. An `exclusive` rule that delivered keeps those of lower priority from it. `rate` and `join`: see
+    `rates.py` and `joins.py`. One that is not `modifiable` is changed only by whoever made it, and the operator.
 
     Raises:
         Invalid: a field cannot be taken; the message names it.
@@ -75,10 +58,14 @@ class RuleDraft:
     enabled: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
     rule_id: str | None = None
+    exclusive: bool = False
+    rate: Any = None
+    join: Any = None
+    modifiable: bool = True
 
     def __post_init__(self) -> None:
         check_pattern(self.source_pattern)
-        target_of(self.target)
+        targets_of(self.target)
         if self.condition is not None:
             compile_condition(self.condition)
         compile_mapping(self.mapping)
@@ -92,8 +79,12 @@ class RuleDraft:
             raise Invalid(f"ttl_s is {self.ttl_s!r:.40}", hint=f"seconds, more than 0 and at most {MAX_TTL_S:,}")
         if self.scope is not None and not (isinstance(self.scope, str) and _SCOPE.match(self.scope)):
             raise Invalid(f"scope {shorten(self.scope)} is none", hint="use global, agent:<id> or orchestration:<id>")
-        if not isinstance(self.enabled, bool):
-            raise Invalid(f"enabled is {self.enabled!r:.40}", hint="true or false")
+        for name in ("enabled", "exclusive", "modifiable"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise Invalid(f"{name} is {value!r:.40}", hint="true or false")
+        rate_of(self.rate)
+        if join_of(self.join) is not None and self.exclusive:
+            raise Invalid("a join cannot be exclusive", hint="it collects, whoever else hears; leave exclusive out")
         if self.rule_id is not None and not (isinstance(self.rule_id, str) and _RULE_ID.match(self.rule_id)):
             raise Invalid(f"rule_id {shorten(self.rule_id)} cannot be used", hint="1 to 64 of a-z, 0-9, '_', '.', '-'")
         encode_metadata(self.metadata)
@@ -111,7 +102,7 @@ class Rule:
     source_pattern: str
     source_agent: str | None
     condition: str | None
-    target: Target
+    target: Targets
     mapping: Any
     priority: int
     scope: str
@@ -122,6 +113,14 @@ class Rule:
     created_at_ms: int
     expires_at_ms: int | None
     metadata: Mapping[str, Any]
+    exclusive: bool = False
+    rate: Rate | None = None
+    join: Join | None = None
+    modifiable: bool = True
+    since: int = 0
+    """The table version that gave it these contents; `version` may be later, when it was only read anew."""
+    frozen_until_ms: int | None = None
+    """Until then it stays as it is: it was changed too often."""
 
     def expired(self, now_ms: int) -> bool:
         """Whether its time is over; from then on it never matches, swept or not."""
@@ -170,51 +169,18 @@ class CompiledRule:
     broken: str | None = None
 
 
-def target_of(value: object) -> Target:
-    """Read a target.
-
-    Raises:
-        Invalid: it is not one event name or agent.
-        Refused: it is the name of an event that only the server emits.
-    """
-    if isinstance(value, Target):
-        return value
-    if isinstance(value, list | tuple | dict):
-        raise Invalid("a rule has one target", hint="add one rule for each target")
-    if not isinstance(value, str):
-        raise Invalid(f"the target is of type {type(value).__name__}", hint="an event name, or agent:<id or name>")
-    if value.startswith(AGENT):
-        name = value.removeprefix(AGENT)
-        if not _AGENT_REF.match(name):
-            raise Invalid(f"the target {shorten(value)} names no agent", hint="write agent:<id or name>")
-        return Target(kind="agent", name=name)
-    name = check_event_name(value)
-    if is_reserved(name):
-        raise Refused(
-            f"a rule cannot make the event {shorten(name)}: only the server emits it",
-            hint="choose another first segment, or agent:<id> to reach an agent",
-        )
-    return Target(kind="event", name=name)
-
-
-def stored_target(text: str) -> Target:
-    """The target behind its text; it was checked when it came in."""
-    if text.startswith(AGENT):
-        return Target(kind="agent", name=text.removeprefix(AGENT))
-    return Target(kind="event", name=text)
-
-
 def check_not_command(target: object, is_command: IsCommand) -> None:
     """A rule delivers; it never runs a command.
 
     Raises:
         Refused: the target is the event name of a tool.
     """
-    if isinstance(target, str) and is_command(target):
-        raise Refused(
-            f"a rule cannot run the command {shorten(target)}",
-            hint="target an event of your own, or an agent that may run it",
-        )
+    for name in map(str, targets_of(target)):  # `agent:spawn` reads like an agent, and is a command
+        if is_command(name):
+            raise Refused(
+                f"a rule cannot run the command {shorten(name)}",
+                hint="target an event of your own, or an agent that may run it",
+            )
 
 
 def compile_source(text: object) -> SourceFilter:
@@ -276,7 +242,7 @@ def draft_of(rule: Rule) -> RuleDraft:
     """The draft that would make this rule, without its time to live."""
     return RuleDraft(
         source_pattern=rule.source_pattern,
-        target=str(rule.target),
+        target=rule.target,
         condition=rule.condition,
         mapping=rule.mapping,
         priority=rule.priority,
@@ -285,6 +251,10 @@ def draft_of(rule: Rule) -> RuleDraft:
         enabled=rule.enabled,
         metadata=rule.metadata,
         rule_id=rule.rule_id,
+        exclusive=rule.exclusive,
+        rate=rule.rate,
+        join=rule.join,
+        modifiable=rule.modifiable,
     )
 
 
@@ -293,16 +263,23 @@ def _is_int(value: object) -> bool:
 
 
 def facts_of(rule: Rule) -> dict[str, Any]:
-    """A rule as the audit shows it."""
+    """A rule as the audit shows it; what is left at its default is left out."""
+    more = {
+        "exclusive": rule.exclusive or None,
+        "rate": None if rule.rate is None else rule.rate.shown,
+        "join": None if rule.join is None else rule.join.shown,
+        "modifiable": None if rule.modifiable else False,
+    }
     return {
         "source_pattern": rule.source_pattern,
         "source_agent": rule.source_agent,
         "condition": rule.condition,
-        "target": str(rule.target),
+        "target": rule.target.shown,
         "mapping": rule.mapping,
         "priority": rule.priority,
         "scope": rule.scope,
         "enabled": rule.enabled,
         "created_by": rule.created_by,
         "expires_at_ms": rule.expires_at_ms,
+        **{name: value for name, value in more.items() if value is not None},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,12 @@ from ksi_mcp.db import Row, Tx
 from ksi_mcp.errors import Conflict, Invalid, NotFound, StoreError
 from ksi_mcp.events.patterns import shorten
 from ksi_mcp.ids import RuleId
+from ksi_mcp.routing.collecting import forget
 from ksi_mcp.routing.index import RuleTable
-from ksi_mcp.routing.rules import CompiledRule, Rule, compile_rule, encode_metadata, stored_target
+from ksi_mcp.routing.joins import join_of
+from ksi_mcp.routing.rates import rate_of
+from ksi_mcp.routing.rules import CompiledRule, Rule, compile_rule, encode_metadata
+from ksi_mcp.routing.targets import stored_targets
 
 COMPILED_ROWS = 20_000
 """Compiled rules remembered; then the memory starts anew."""
@@ -34,9 +39,9 @@ class RuleFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Viewer:
-    """An agent that looks: it sees what is global, its own, or of its orchestration."""
+    """An agent that looks: it sees what is global, of its orchestration, or concerns it or those below it."""
 
-    agent_id: str
+    agents: frozenset[str]
     orchestration_id: str | None
 
 
@@ -55,7 +60,7 @@ def rule_of(row: Row) -> Rule:
         source_pattern=row["source_pattern"],
         source_agent=row["source_agent"],
         condition=row["condition"],
-        target=stored_target(json.loads(row["target"])),
+        target=stored_targets(json.loads(row["target"])),
         mapping=None if row["mapping"] is None else json.loads(row["mapping"]),
         priority=row["priority"],
         scope=row["scope"],
@@ -66,16 +71,23 @@ def rule_of(row: Row) -> Rule:
         created_at_ms=row["created_at_ms"],
         expires_at_ms=row["expires_at_ms"],
         metadata=json.loads(row["metadata"]),
+        exclusive=bool(row["exclusive"]),
+        rate=None if row["rate"] is None else rate_of(json.loads(row["rate"])),
+        join=None if row["join_spec"] is None else join_of(json.loads(row["join_spec"])),
+        modifiable=bool(row["modifiable"]),
+        since=row["since"],
+        frozen_until_ms=row["frozen_until_ms"],
     )
 
 
-def _columns(rule: Rule) -> dict[str, Any]:
+def columns(rule: Rule) -> dict[str, Any]:
+    """The row of a record."""
     return {
         "rule_id": rule.rule_id,
         "source_pattern": rule.source_pattern,
         "source_agent": rule.source_agent,
         "condition": rule.condition,
-        "target": json.dumps(str(rule.target)),
+        "target": json.dumps(rule.target.shown),
         "mapping": None if rule.mapping is None else json.dumps(rule.mapping, ensure_ascii=False),
         "priority": rule.priority,
         "scope": rule.scope,
@@ -86,6 +98,11 @@ def _columns(rule: Rule) -> dict[str, Any]:
         "created_at_ms": rule.created_at_ms,
         "expires_at_ms": rule.expires_at_ms,
         "metadata": encode_metadata(rule.metadata),
+        "exclusive": int(rule.exclusive),
+        "rate": None if rule.rate is None else json.dumps(rule.rate.shown),
+        "join_spec": None if rule.join is None else json.dumps(rule.join.shown, ensure_ascii=False),
+        "modifiable": int(rule.modifiable),
+        "frozen_until_ms": rule.frozen_until_ms,
     }
 
 
@@ -121,7 +138,7 @@ def put(tx: Tx, rule: Rule) -> None:
     Raises:
         Conflict: a living rule has that id.
     """
-    if tx.run("routing.put", {**_columns(rule), "now_ms": tx.now_ms}) == 0:
+    if tx.run("routing.put", {**columns(rule), "now_ms": tx.now_ms}) == 0:
         raise Conflict(f"there is a rule {rule.rule_id!r} already", hint="change it with routing_modify_rule")
 
 
@@ -131,13 +148,29 @@ def change(tx: Tx, rule: Rule, *, new_life: bool) -> None:
     Raises:
         NotFound: it was deleted.
     """
-    if tx.run("routing.change", {**_columns(rule), "new_life": int(new_life), "now_ms": tx.now_ms}) == 0:
+    if tx.run("routing.change", {**columns(rule), "new_life": int(new_life), "now_ms": tx.now_ms}) == 0:
         raise NotFound(f"unknown rule {shorten(rule.rule_id)}", hint="routing_query_rules lists them")
 
 
 def bury(tx: Tx, rule_id: str, version: int) -> None:
-    """Leave a tombstone."""
+    """Leave a tombstone; what the rule remembered goes."""
     tx.run("routing.bury", {"rule_id": rule_id, "version": version, "now_ms": tx.now_ms})
+    tx.run("routing.forget_state", {"rule_id": rule_id})
+    forget(tx, rule_id)
+
+
+def bring_back(tx: Tx, rule_id: str, content: Mapping[str, Any], version: int) -> None:
+    """Store a rule as its history has it, whatever became of it since; what it remembered goes."""
+    tx.run("routing.bring_back", {**content, "rule_id": rule_id, "version": version, "now_ms": tx.now_ms})
+    tx.run("routing.forget_state", {"rule_id": rule_id})
+    forget(tx, rule_id)
+
+
+def exclusive_like(tx: Tx, rule: Rule) -> Rule | None:
+    """Another exclusive rule that hears the same with the same right to be first."""
+    same = {"source_pattern": rule.source_pattern, "priority": rule.priority, "scope": rule.scope}
+    row = tx.one("routing.exclusive_like", {**same, "rule_id": rule.rule_id, "now_ms": tx.now_ms})
+    return None if row is None else rule_of(row)
 
 
 def count(tx: Tx, created_by: str | None = None) -> int:
@@ -208,13 +241,12 @@ def page(
             "ids": None if ids is None else json.dumps(ids),
             "source_pattern": wanted.source_pattern,
             "source_agent": wanted.source_agent,
-            "target": None if wanted.target is None else json.dumps(wanted.target),
+            "target": wanted.target,
             "created_by": wanted.created_by,
             "scope": wanted.scope,
             "orchestration_id": wanted.orchestration_id,
             "enabled": None if wanted.enabled is None else int(wanted.enabled),
-            "viewer": None if viewer is None else viewer.agent_id,
-            "viewer_target": None if viewer is None else json.dumps(f"agent:{viewer.agent_id}"),
+            "viewers": None if viewer is None else json.dumps(sorted(viewer.agents)),
             "viewer_orchestration": None if viewer is None else viewer.orchestration_id,
             "after_priority": after_priority,
             "after_id": after_id,

@@ -9,7 +9,7 @@ from ksi_mcp.db import Row, Tx
 from ksi_mcp.events.journal import Recorder
 from ksi_mcp.permissions import Context
 from ksi_mcp.routing import store
-from ksi_mcp.routing.rules import AGENT
+from ksi_mcp.routing.targets import AGENT
 
 
 def hand_on_rules(tx: Tx, journal: Recorder, ctx: Context, *, old: str, new: str) -> tuple[str, ...]:
@@ -28,13 +28,17 @@ def hand_on_rules(tx: Tx, journal: Recorder, ctx: Context, *, old: str, new: str
             "target": _renamed(was["target"], AGENT + old, AGENT + new),
             "scope": AGENT + new if was["scope"] == AGENT + old else was["scope"],
             "created_by": AGENT + new if was["created_by"] == AGENT + old else was["created_by"],
+            "join": _renamed(was["join"], AGENT + old, AGENT + new),
         }
-        stored = {**now, "target": json.dumps(now["target"])}
+        stored = {**now, "target": json.dumps(now["target"]), "now_ms": tx.now_ms}
+        stored["join_spec"] = None if now["join"] is None else json.dumps(now["join"])
         tx.run("routing.hand_on", {"rule_id": row["rule_id"], "version": version, **stored})
+        if row["join_spec"] is not None:
+            tx.run("routing.join_hand_on", {"rule_id": row["rule_id"], "old": old, "new": new})
         facts = {
             "rule_id": row["rule_id"],
             "version": version,
-            "rule": {"source_pattern": row["source_pattern"], **now},
+            "rule": {"source_pattern": row["source_pattern"], **{k: v for k, v in now.items() if v is not None}},
             "was": {key: value for key, value in was.items() if now[key] != value},
         }
         owner = now["scope"].removeprefix(AGENT) if now["scope"].startswith(AGENT) else None
@@ -50,6 +54,7 @@ def _places(row: Row) -> dict[str, Any]:
         "target": json.loads(row["target"]),
         "scope": row["scope"],
         "created_by": row["created_by"],
+        "join": None if row["join_spec"] is None else json.loads(row["join_spec"]),
     }
 
 
