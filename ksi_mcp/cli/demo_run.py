@@ -142,6 +142,7 @@ class _Tournament:
             "critic",
             prompt="You look for the risk that all solutions share, and see to it that the judge hears of it.",
             capabilities=["base", "routing_control"],
+            routing={"routing_level": "orchestration"},
             message={"review:solutions": list(self.evidence.solutions.values())},
         )
         gathered = await self._call("agent_wait", turns=[spawned["turn"]], timeout_s=PATIENCE_S)

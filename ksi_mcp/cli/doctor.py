@@ -25,6 +25,7 @@ from ksi_mcp.db.sqlite import SQLITE_VERSION
 from ksi_mcp.errors import KsiError
 from ksi_mcp.events.retention import Retention
 from ksi_mcp.launching import last_error
+from ksi_mcp.routing import safe_mode
 
 MEASURE_S = 4.0
 """What takes long on a large store is given up after so long."""
@@ -104,6 +105,7 @@ async def _look(place: Home, config: Config, project: Path | None) -> dict[str, 
             "worker": "alive" if app.worker_lives() else "none (it is started when there is something to do)",
             "worker_sign": await services.journal.read(_sign),
             "worker_error": last_error(place),
+            "routing": await services.journal.read(lambda tx: _routing(tx, config)),
             "providers": providers,
             "compositions": report.total,
             "composition_problems": [f"{bad.layer}/{bad.path}: {bad.message}" for bad in report.problems],
@@ -119,6 +121,19 @@ def _sign(tx: Tx) -> dict[str, Any] | None:
         "pid": row["pid"],
         "up_s": max(0, row["beat_ms"] - row["started_at_ms"]) / 1000,
         "silent_s": max(0, tx.now_ms - row["beat_ms"]) / 1000,
+    }
+
+
+def _routing(tx: Tx, config: Config) -> dict[str, Any]:
+    """Whether events are delivered, how many wait, and what could not be delivered."""
+    letters = tx.one("routing.open_count")
+    count, oldest_ms = (0, None) if letters is None else (int(letters["letters"]), letters["oldest_ms"])
+    return {
+        "paused": safe_mode.is_paused(tx),
+        "safe_mode_in_config": bool(config.routing.safe_mode),
+        "waiting": safe_mode.waiting(tx),
+        "dead_letters": count,
+        "oldest_dead_letter_s": None if oldest_ms is None else max(0, tx.now_ms - oldest_ms) / 1000,
     }
 
 
@@ -182,6 +197,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *_store_lines(facts),
         f"worker       {facts['worker']}{_sign_words(facts['worker'], facts['worker_sign'])}",
         f"library      {facts['compositions']} compositions",
+        f"routing      {_routing_words(facts['routing'])}",
     ]
     if facts["worker_error"]:
         lines.append(f"worker's log {facts['worker_error']}")
@@ -224,6 +240,19 @@ def _sign_words(worker: str, sign: dict[str, Any] | None) -> str:
     if worker != "alive":
         return f"; the last one was there until {sign['silent_s']:,.0f} s ago"
     return f", process {sign['pid']}, last sign of life {sign['silent_s']:,.0f} s ago"
+
+
+def _routing_words(routing: dict[str, Any]) -> str:
+    words = f"{routing['waiting']:,} events wait"
+    if routing["paused"]:
+        until = (
+            "config.yaml says otherwise" if routing["safe_mode_in_config"] else "a server or worker starts without it"
+        )
+        words = f"PAUSED (safe mode) until {until}; {words}"
+    if not routing["dead_letters"]:
+        return words
+    oldest = f"the oldest for {routing['oldest_dead_letter_s']:,.0f} s"
+    return f"{words}; {routing['dead_letters']:,} dead letters are open, {oldest}: see routing_dead_letters"
 
 
 def _size(count: int) -> str:

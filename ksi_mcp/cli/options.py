@@ -26,4 +26,12 @@ ProjectOption = Annotated[
         help="A project's folder of compositions; they come before your own and the built-in ones.",
     ),
 ]
+SafeModeOption = Annotated[
+    bool,
+    typer.Option(
+        "--safe-mode",
+        envvar="KSI_SAFE_MODE",
+        help="Deliver no events, until a start without this, so that a bad routing table can be mended.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ksi_mcp.cli.options import HomeOption, ProjectOption
+from ksi_mcp.cli.options import HomeOption, ProjectOption, SafeModeOption
 from ksi_mcp.cli.running import run_until_told
 from ksi_mcp.errors import Invalid
 
@@ -59,6 +59,7 @@ def command(
         typer.Option(help="detached: a process of its own, which outlives this one; inside: here; none: only look."),
     ] = WorkerMode.DETACHED,
     project: ProjectOption = None,
+    safe_mode: SafeModeOption = False,
 ) -> None:
     """Serve MCP: on stdin and stdout (for a client that starts it), or over HTTP with a token.
 
@@ -73,7 +74,7 @@ def command(
     if no_auth and transport is not Transport.STDIO and host not in LOOPBACK:
         raise Invalid(f"--no-auth goes with a loopback address only, not with {host[:80]!r}", hint="leave the token on")
     place = find_home(home)
-    config = load_config(place)
+    config = load_config(place).with_safe_mode(asked=safe_mode)
     configure_logging(config.log_level)
     app = App(place, AppOptions(worker=worker.value, project=project), config=config)
     serving = _stdio(tools) if transport is Transport.STDIO else _http(transport, host, port, tools, auth=not no_auth)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ksi_mcp.cli.options import HomeOption, ProjectOption
+from ksi_mcp.cli.options import HomeOption, ProjectOption, SafeModeOption
 from ksi_mcp.cli.running import run_until_told
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,10 @@ def command(
         float | None, typer.Option(metavar="SECONDS", min=0, help="End after so long without work. Default: never.")
     ] = None,
     project: ProjectOption = None,
+    safe_mode: SafeModeOption = False,
+    launched: Annotated[
+        bool, typer.Option("--launched", hidden=True, help="By a server: whether it is safe mode stays as it is.")
+    ] = False,
 ) -> None:
     """Run turns, route events and fire delays of a data folder. Logs go to stderr.
 
@@ -36,6 +40,8 @@ def command(
 
     place = find_home(home)
     config = load_config(place)
+    if not launched:
+        config = config.with_safe_mode(asked=safe_mode)
     configure_logging(config.log_level)
     app = App(place, AppOptions(worker="inside", project=project), config=config)
 

@@ -6,22 +6,28 @@ from typing import Any, Final
 
 from ksi_mcp.compositions.model import shorten
 from ksi_mcp.compositions.reading import Problems, join, kind_of, mapping, positive, whole
+from ksi_mcp.permissions import MAX_SUBSCRIPTION_LEVEL, ROUTING_LEVELS
 
 MAX_FALLBACKS: Final = 10
 MAX_MODEL_CHARS: Final = 200
 
 _WHOLE: Final = ("max_tokens", "max_tool_rounds", "context_messages", "context_tokens")
 _PLAIN: Final = (*_WHOLE, "effort", "timeout_s", "expect", "cache", "fallback", "supervision")
+_LEVELS: Final = ("routing_level", "subscription_level", "error_level", "wake")
 _CONTEXT: Final = {"max_messages": "context_messages", "max_tokens": "context_tokens"}
 
 
 def settings_of(body: dict[str, Any], path: str, problems: Problems) -> dict[str, Any]:
     """`max_tokens`, `max_tool_rounds`, `effort`, `timeout_s`, `context`, `expect`, `cache`, `fallback`, `supervision`.
 
+    `routing_level` says whose routes it may change: none, self, children, orchestration, global; `subscription_level`
+    and `error_level`, how far below it an agent hears others without a rule (0 nobody, 1 its children, -1 all);
+    `wake`, whether that starts a turn.
+
     What an expectation and a supervision say is checked when the agent is made, like the names of models.
     """
     settings = dict(mapping(body.get("settings"), join(path, "settings"), problems))
-    settings.update({key: body[key] for key in _PLAIN if body.get(key) is not None})
+    settings.update({key: body[key] for key in (*_PLAIN, *_LEVELS) if body.get(key) is not None})
     settings.update(_context(body.get("context", settings.pop("context", None)), join(path, "context"), problems))
     for key in _WHOLE:
         if key in settings and (number := whole(settings[key])) is not None:
@@ -42,7 +48,22 @@ def settings_of(body: dict[str, Any], path: str, problems: Problems) -> dict[str
         settings["cache"] = _cache(settings["cache"], join(path, "cache"), problems)
     if "supervision" in settings and not isinstance(settings["supervision"], str | dict):
         problems.add(join(path, "supervision"), f"must be text or a mapping, not {kind_of(settings['supervision'])}")
+    _check_levels(settings, path, problems)
     return settings
+
+
+def _check_levels(settings: dict[str, Any], path: str, problems: Problems) -> None:
+    if (level := settings.get("routing_level")) is not None:
+        settings["routing_level"] = level = level.lower() if isinstance(level, str) else level
+        if level not in ROUTING_LEVELS:
+            known = ", ".join(ROUTING_LEVELS)
+            problems.add(join(path, "routing_level"), f"{shorten(str(level))!r} is none; there are {known}")
+    for key in ("subscription_level", "error_level"):
+        depth = settings.get(key)
+        if depth is not None and not (type(depth) is int and -1 <= depth <= MAX_SUBSCRIPTION_LEVEL):
+            problems.add(join(path, key), f"must be a whole number from -1 to {MAX_SUBSCRIPTION_LEVEL}")
+    if not isinstance(settings.get("wake"), bool | None):
+        problems.add(join(path, "wake"), f"must be yes or no, not {kind_of(settings['wake'])}")
 
 
 def _context(value: object, path: str, problems: Problems) -> dict[str, Any]:

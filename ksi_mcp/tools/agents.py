@@ -17,11 +17,13 @@ from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid
 from ksi_mcp.events.model import EventFilter
 from ksi_mcp.permissions import within
+from ksi_mcp.routing.rules import RuleDraft
 from ksi_mcp.routing.store import RuleFilter
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.routing import RuleView, RuleWants, draft_of
 from ksi_mcp.tools.selecting import AgentRef, AgentWhere, Key, filter_of, message_text, select_living
-from ksi_mcp.tools.specs import BudgetWants, spec_of
+from ksi_mcp.tools.specs import BudgetWants, LevelWants, spec_of
+from ksi_mcp.tools.subscriptions import HearingLevel, check_routable
 from ksi_mcp.tools.tool import Part, View, tool
 from ksi_mcp.tools.views import AgentView, BudgetView, EventView, HistoryView
 
@@ -31,6 +33,17 @@ class RoutingWants(Part):
 
     parent: str | None = None
     rules: list[RuleWants] = Field(default_factory=list, max_length=50)
+    subscription_level: HearingLevel | None = None
+    routing_level: LevelWants | None = None
+    modifiable: bool | None = None
+    scope: str | None = None
+
+    def rule(self, wants: RuleWants, agent: Agent, *, default_scope: str | None) -> RuleDraft:
+        """One of the rules, made with that agent; the scope `agent` is the new one here."""
+        own = f"agent:{agent.agent_id}"
+        scope = own if self.scope == "agent" else self.scope or default_scope
+        draft = draft_of(wants, own=agent, default_scope=scope)
+        return draft if self.modifiable is None else replace(draft, modifiable=draft.modifiable and self.modifiable)
 
 
 class Spawned(AgentView):
@@ -120,6 +133,8 @@ async def agent_spawn(
         provider=provider,
         capabilities=None if capabilities is None else frozenset(capabilities),
         limits=None if budget is None else budget.limits(),
+        routing_level=routing.routing_level if routing else None,
+        subscription_level=routing.subscription_level if routing else None,
     )
     wanted_parent = parent or (routing.parent if routing else None)
     if wanted_parent == "self":
@@ -127,8 +142,8 @@ async def agent_spawn(
 
     def work(tx: Tx) -> Spawned:
         roster, ctx = call.svc.roster, call.ctx
-        if routing is not None and routing.rules:
-            reach.require(tx, ctx, "routing_control", action="agent_spawn with routing rules")
+        if routing is not None and (routing.rules or routing.subscription_level is not None):
+            reach.require(tx, ctx, "routing_control", action="agent_spawn with routing")
         made = replace(spec, orchestration_id=orchestration)
         if wanted_parent is not None:
             above = reach.find(tx, ctx, wanted_parent)
@@ -138,19 +153,23 @@ async def agent_spawn(
         if name is None:
             made = replace(made, name=roster.free_name(tx, base, made.orchestration_id))
         if capabilities is None and draft.capabilities is None:
-            # Nobody asked for them: the defaults are cut to what the spawner holds, not refused.
+            # Nobody asked for them: the defaults are cut to what the spawner and the parent hold, not refused.
             held = reach.grants(tx, ctx).capabilities
             made = replace(made, capabilities=made.capabilities if held is None else made.capabilities & held)
+            if made.parent_id is not None:
+                made = replace(made, capabilities=made.capabilities & roster.get(tx, made.parent_id).capabilities)
+            if "routing_control" not in made.capabilities and (routing is None or routing.routing_level is None):
+                made = replace(made, routing_level=None)
         if resolved is not None:
             call.svc.library.remember(tx, resolved)
         agent = roster.spawn(tx, ctx, made)
         inside = within(ctx, agent.orchestration_id)
+        if routing is not None and routing.subscription_level is not None:
+            check_routable(tx, inside, agent)
         # An agent's rules live with the agent that made them; the operator's live with the new agent.
         scope = None if ctx.actor.kind == "agent" else f"agent:{agent.agent_id}"
-        rules = [
-            call.svc.router.add_rule(tx, inside, draft_of(rule, own=agent, default_scope=scope)).rule_id
-            for rule in (routing.rules if routing else ())
-        ]
+        drafts = [routing.rule(rule, agent, default_scope=scope) for rule in routing.rules] if routing else []
+        rules = [call.svc.router.add_rule(tx, inside, draft).rule_id for draft in drafts]
         turn = roster.send(tx, inside, agent, message_text(message), Delivery()) if message is not None else None
         view = AgentView.of(roster.get(tx, agent.agent_id))
         return Spawned(**view.model_dump(), rules=list(rules) or None, turn=turn.turn_id if turn else None)

@@ -24,13 +24,14 @@ MAX_DELAY_S = 30 * 86_400
 
 
 class Emitted(View):
-    """What became of an emitted event. `unheard` is true if no rule hears it."""
+    """What became of an emitted event. `unheard`: no rule hears it. `routing_paused`: it waits, by safe mode."""
 
     event: str
     event_id: int | None = None
     matched_rules: list[str] | None = None
     delivered: int | None = None
     unheard: bool | None = None
+    routing_paused: bool | None = None
     did_you_mean: str | None = None
     delayed_until: str | None = None
     skipped: str | None = None
@@ -137,6 +138,7 @@ async def event_emit(
             matched_rules=[match.rule.rule_id for match in found.fires],
             delivered=len(found.fires) + found.hidden,
             unheard=unheard or None,
+            routing_paused=call.svc.router.is_paused(tx) or None,
             did_you_mean=call.toolbox.nearest_command(event) if unheard else None,
         )
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
-from ksi_mcp.agents import reach
 from ksi_mcp.agents.model import Agent
 from ksi_mcp.db import Tx
-from ksi_mcp.errors import Invalid, NotFound
-from ksi_mcp.events.model import event_of
-from ksi_mcp.routing.matching import Match
-from ksi_mcp.routing.router import Explanation
+from ksi_mcp.errors import Invalid
 from ksi_mcp.routing.rules import Rule, RuleDraft
 from ksi_mcp.routing.store import RuleFilter
+from ksi_mcp.routing.targets import Mode
 from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.routing_explain import routing_explain
 from ksi_mcp.tools.tool import Part, View, tool
 from ksi_mcp.tools.views import at
 
@@ -35,11 +34,16 @@ def published_rule(given: dict[str, Any]) -> dict[str, Any]:
     return rule
 
 
+TargetWants = Annotated[
+    str | list[str] | dict[Mode, list[str]], WithJsonSchema({"type": ["string", "array", "object"]})
+]
+
+
 class RuleWants(Part):
     """As in routing_add_rule."""
 
     source_pattern: str = Field(description="event names: `*` a segment or part, `**` any number")
-    target: str = Field(description="event name, or agent:<id or name>")
+    target: TargetWants = Field(description="event name, agent:<id or name>, a list, or {mode: list}")
     condition: str | None = Field(default=None, description="e.g. data.score > 0.7 and source != 'operator'")
     mapping: dict[str, Any] | str | None = Field(
         default=None, description="e.g. {'task': '{{data.task_id}}'}; none: as is"
@@ -51,11 +55,24 @@ class RuleWants(Part):
     enabled: bool = True
     rule_id: str | None = None
     metadata: dict[str, Any] | None = None
+    exclusive: bool = False
+    rate: dict[str, Any] | None = Field(default=None, description="{count, per_s}")
+    join: dict[str, Any] | None = Field(default=None, description="{all_of: [patterns], by, timeout_s}")
+    modifiable: bool = True
 
     @model_validator(mode="before")
     @classmethod
     def _published(cls, given: Any) -> Any:
         return published_rule(given) if isinstance(given, dict) else given
+
+
+def _named(target: Any, named: Callable[[str], str]) -> Any:
+    """The same target, `self` in it replaced by the agent that is meant."""
+    if isinstance(target, dict):
+        return {mode: _named(inner, named) for mode, inner in target.items()}
+    if isinstance(target, list):
+        return [_named(inner, named) for inner in target]
+    return named(target) if target.startswith("agent:") or target == "self" else target
 
 
 def draft_of(wants: RuleWants, *, own: Agent | None = None, default_scope: str | None = None) -> RuleDraft:
@@ -68,7 +85,7 @@ def draft_of(wants: RuleWants, *, own: Agent | None = None, default_scope: str |
 
     return RuleDraft(
         source_pattern=wants.source_pattern,
-        target=named(wants.target) if wants.target.startswith("agent:") or wants.target == "self" else wants.target,
+        target=_named(wants.target, named),
         condition=wants.condition,
         mapping=wants.mapping,
         priority=wants.priority,
@@ -78,6 +95,10 @@ def draft_of(wants: RuleWants, *, own: Agent | None = None, default_scope: str |
         enabled=wants.enabled,
         metadata=wants.metadata or {},
         rule_id=wants.rule_id,
+        exclusive=wants.exclusive,
+        rate=wants.rate,
+        join=wants.join,
+        modifiable=wants.modifiable,
     )
 
 
@@ -88,7 +109,7 @@ class RuleView(View):
     source_pattern: str
     source_agent: str | None = None
     condition: str | None = None
-    target: str
+    target: Any
     mapping: Any = None
     priority: int
     scope: str
@@ -97,6 +118,11 @@ class RuleView(View):
     version: int
     expires_at: str | None = None
     metadata: dict[str, Any] | None = None
+    exclusive: bool | None = None
+    rate: dict[str, Any] | None = None
+    join: dict[str, Any] | None = None
+    modifiable: bool | None = None
+    frozen_until: str | None = None
 
     @classmethod
     def of(cls, rule: Rule) -> RuleView:
@@ -106,13 +132,18 @@ class RuleView(View):
             source_pattern=rule.source_pattern,
             source_agent=rule.source_agent,
             condition=rule.condition,
-            target=str(rule.target),
+            target=rule.target.shown,
             mapping=rule.mapping,
             priority=rule.priority,
             scope=rule.scope,
             enabled=None if rule.enabled else False,
             created_by=rule.created_by,
-            version=rule.version,
+            version=rule.since,
+            exclusive=rule.exclusive or None,
+            rate=None if rule.rate is None else rule.rate.shown,
+            join=None if rule.join is None else rule.join.shown,
+            modifiable=None if rule.modifiable else False,
+            frozen_until=None if rule.frozen_until_ms is None else at(rule.frozen_until_ms),
             expires_at=None if rule.expires_at_ms is None else at(rule.expires_at_ms),
             metadata=dict(rule.metadata) or None,
         )
@@ -131,39 +162,6 @@ class Deleted(View):
     deleted: str
 
 
-class MatchView(View):
-    """What becomes of one rule whose pattern hears the event."""
-
-    rule_id: str
-    outcome: str
-    reason: str | None = None
-    target: str
-    priority: int
-    payload: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, match: Match) -> MatchView:
-        """From the record."""
-        return cls(
-            rule_id=match.rule.rule_id,
-            outcome=match.outcome,
-            reason=match.reason,
-            target=str(match.rule.target),
-            priority=match.rule.priority,
-            payload=match.data,
-        )
-
-
-class ExplainView(View):
-    """Which rules fire for an event, in order and with what payload; which do not, and why."""
-
-    event: str
-    fires: list[MatchView]
-    not_firing: list[MatchView]
-    rules_hidden_from_you: int | None = None
-    table_version: int
-
-
 @tool(
     "routing_add_rule",
     needs="routing_control",
@@ -176,7 +174,9 @@ async def routing_add_rule(
     call: Call,
     *,
     source_pattern: Annotated[str, Field(description="`task:*` one segment or part; `a:**` any number")],
-    target: Annotated[str, Field(description="event name or agent:<id or name>")],
+    target: Annotated[
+        TargetWants, Field(description="event, agent:<id or name>, list, or {round_robin|least_busy|first_idle: list}")
+    ],
     condition: Annotated[str | None, Field(description="e.g. data.score > 0.7 and source != 'operator'")] = None,
     mapping: Annotated[
         dict[str, Any] | str | None, Field(description="{'task':'{{data.id}}'}; default: data as is")
@@ -189,6 +189,9 @@ async def routing_add_rule(
     rule_id: str | None = None,
     metadata: dict[str, Any] | None = None,
     reason: str | None = None,
+    exclusive: bool = False,
+    rate: Annotated[dict[str, Any] | None, Field(description="{count, per_s}")] = None,
+    join: Annotated[dict[str, Any] | None, Field(description="{all_of: [patterns], by: template, timeout_s}")] = None,
 ) -> RuleView:
     """Send every event that matches, from now on, to an event name or an agent (which gets a turn). Returns the rule.
 
@@ -208,6 +211,9 @@ async def routing_add_rule(
         enabled=enabled,
         rule_id=rule_id,
         metadata=notes or None,
+        exclusive=exclusive,
+        rate=rate,
+        join=join,
     )
     draft = draft_of(wants)
     await call.svc.router.refresh()
@@ -274,53 +280,6 @@ async def routing_query_rules(
         return RulesView(rules=[RuleView.of(rule) for rule in page.rules], cursor=page.cursor)
 
     return await call.read(work)
-
-
-@tool("routing_explain", needs="base", effects="reads", title="Explain where an event goes", idempotent=True)
-async def routing_explain(
-    call: Call,
-    *,
-    event: str | None = None,
-    data: dict[str, Any] | None = None,
-    source: Annotated[str | None, Field(description="operator or agent:<id>")] = None,
-    event_id: Annotated[int | None, Field(description="or a recorded event")] = None,
-) -> ExplainView:
-    """Dry run: which rules would fire for an event, with what payload, and why the others would not."""
-    if (event is None) == (event_id is None):
-        raise Invalid("give event (with data) or event_id, one of them")
-    await call.svc.router.refresh()
-
-    def work(tx: Tx) -> ExplainView:
-        if event_id is not None:
-            row = tx.one("events.one", {"event_id": event_id})
-            seen = reach.visible_scopes(tx, call.ctx)
-            if row is None or (seen is not None and not {row["agent_id"], row["orchestration_id"]} & seen):
-                raise NotFound(f"there is no event {event_id}", hint="event_query shows recorded events")
-            found = call.svc.router.preview(tx, call.ctx, event_of(row))
-        else:
-            found = _imagined(tx, call, event or "", data, source)
-        return ExplainView(
-            event=found.event,
-            fires=[MatchView.of(match) for match in found.fires],
-            not_firing=[MatchView.of(match) for match in found.losers],
-            rules_hidden_from_you=found.hidden or None,
-            table_version=found.version,
-        )
-
-    return await call.read(work)
-
-
-def _imagined(tx: Tx, call: Call, event: str, data: dict[str, Any] | None, source: str | None) -> Explanation:
-    """An event that nobody emitted: what an agent emits belongs to the agent's run."""
-    agent_id = run = None
-    if source is not None and source.startswith("agent:"):
-        agent = reach.find(tx, call.ctx, source.removeprefix("agent:"))
-        source, agent_id, run = f"agent:{agent.agent_id}", agent.agent_id, agent.orchestration_id
-    elif source not in (None, "operator"):
-        raise Invalid(f"source {source[:60]!r} is nobody", hint="operator, or agent:<id or name>")
-    else:
-        run = reach.grants(tx, call.ctx).orchestration_id
-    return call.svc.router.explain(tx, call.ctx, event, data, source, agent_id=agent_id, orchestration_id=run)
 
 
 _FILTER_KEYS = {"orchestration": "orchestration_id", "pattern": "source_pattern", "target_agent": "target"}

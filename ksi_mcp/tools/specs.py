@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from ksi_mcp.agents.model import AgentSettings, AgentSpec
 from ksi_mcp.budgets.model import Limits, Policy, limits_of
 from ksi_mcp.completions.expect import parse_expect
 from ksi_mcp.compositions.drafts import AgentDraft, BudgetWish
 from ksi_mcp.errors import Invalid
+from ksi_mcp.permissions import RoutingLevel, lower_level
 from ksi_mcp.services import Services
 from ksi_mcp.tools.tool import Part
 
@@ -19,6 +20,10 @@ BASE_PROMPT = (
     "You are {name}, one of several agents that work together. Answer what you are asked, briefly and exactly."
 )
 _SETTINGS = frozenset(field.name for field in fields(AgentSettings))
+_HEARING = ("subscription_level", "error_level", "wake")
+
+LevelWants = Annotated[RoutingLevel, BeforeValidator(lambda given: given.lower() if isinstance(given, str) else given)]
+"""A routing level; published patterns write it in capitals."""
 
 
 def _unsaid(schema: dict[str, Any]) -> None:
@@ -69,7 +74,8 @@ def tightest(a: Limits, b: Limits) -> Limits:
 def spec_of(svc: Services, draft: AgentDraft, *, name: str, composition: str | None, **over: Any) -> AgentSpec:
     """An agent as a composition asks for it, cut by what the operator's configuration grants.
 
-    `over`: model, provider, capabilities, limits as a caller asked for them; they outrank the draft.
+    `over`: model, provider, capabilities, limits, routing_level, subscription_level as a caller asked for them; they
+    outrank the draft.
     """
     config = svc.config
     asked = over.get("capabilities")
@@ -85,6 +91,12 @@ def spec_of(svc: Services, draft: AgentDraft, *, name: str, composition: str | N
         **{key: value for key, value in draft.settings.items() if key in _SETTINGS and value is not None},
     }
     made = AgentSettings(**settings)
+    hearing = {key: draft.settings[key] for key in _HEARING if draft.settings.get(key) is not None}
+    level = over.get("routing_level")
+    if level is None and "routing_control" in asked and (wish := draft.settings.get("routing_level")) is not None:
+        level = lower_level(wish, config.agents.grantable_level)
+    if (asked_level := over.get("subscription_level")) is not None:
+        hearing["subscription_level"] = asked_level
     if made.expect is not None:
         parse_expect(made.expect)
     for model in made.fallback:
@@ -103,4 +115,6 @@ def spec_of(svc: Services, draft: AgentDraft, *, name: str, composition: str | N
         settings=made,
         composition=composition,
         limits=tightest(over.get("limits") or Limits(), limits_of_wish(draft.budget)),
+        routing_level=level,
+        **hearing,
     )

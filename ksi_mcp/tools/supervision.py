@@ -9,14 +9,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ksi_mcp.agents import reach
+from ksi_mcp.agents.levels import allowed_level
 from ksi_mcp.agents.model import Agent, check_capabilities, check_within, encode_settings
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, Invalid, Refused
-from ksi_mcp.permissions import within
+from ksi_mcp.permissions import RoutingLevel, lower_level, within
 from ksi_mcp.queues import moving
 from ksi_mcp.queues.moving import MAX_MOVED, TurnWhere
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.selecting import AgentRef
+from ksi_mcp.tools.specs import LevelWants
+from ksi_mcp.tools.subscriptions import HearingLevel, check_routable, subscribe
 from ksi_mcp.tools.tool import Part, View, tool
 from ksi_mcp.tools.views import AgentView
 
@@ -161,12 +164,16 @@ async def agent_update(
     effort: Annotated[str | None, Field(max_length=40)] = None,
     timeout_s: Annotated[float | None, Field(gt=0, le=3600)] = None,
     supervision: SupervisionWants | Literal["none", "retry", "respawn", "redistribute", "escalate"] | None = None,
+    routing_level: LevelWants | None = None,
+    subscription_level: HearingLevel | None = None,
+    error_level: HearingLevel | None = None,
+    wake: bool | None = None,
     reason: Annotated[str | None, Field(max_length=2000)] = None,
 ) -> Updated:
     """Change the model, rights or settings of a living agent; what is left out stays.
 
-    Rights count at once, never more than the caller and the agent's parent hold; whoever is below it loses what it
-    loses. Model and settings count from the next turn that starts.
+    Rights and levels count at once, never more than the caller and the agent's parent hold; whoever is below it loses
+    what it loses. Model and settings count from the next turn that starts. See routing_update_subscription.
     """
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -176,7 +183,10 @@ async def agent_update(
         "supervision": supervision.model_dump() if isinstance(supervision, SupervisionWants) else supervision,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    if not settings and model is None and provider is None and capabilities is None:
+    levels: dict[str, Any] = {"subscription_level": subscription_level, "error_level": error_level, "wake": wake}
+    levels = {name: value for name, value in levels.items() if value is not None}
+    rest = (model, provider, capabilities, routing_level)
+    if not settings and not levels and all(value is None for value in rest):
         raise Invalid("agent_update was given nothing to change", hint="give model, capabilities or a setting")
     if provider is not None and provider not in call.svc.registry.known():
         known = ", ".join(call.svc.registry.known())
@@ -193,12 +203,19 @@ async def agent_update(
             provider=provider or found.provider,
             capabilities=rights,
             settings=replace(found.settings, **settings),
+            routing_level=_level(tx, call, found, routing_level, rights),
+            **levels,
         )
         _write(tx, now)
+        if levels:
+            check_routable(tx, call.ctx, found)
+            subscribe(tx, call, found, now, reason=reason)
         if now.provider != found.provider:
             tx.run("agents.retarget", {"agent_id": found.agent_id, "provider": now.provider})
-        cut = _cut_below(tx, call, now) if rights < found.capabilities else []
+        same = (rights, now.routing_level) == (found.capabilities, found.routing_level)
+        cut = [] if same else _cut_below(tx, call, now)
         asked = {"model": model, "provider": provider, "capabilities": capabilities, **settings}
+        asked |= {"routing_level": routing_level, **levels}
         facts = {"agent": found.agent_id, "name": found.name, "cut": cut, "reason": reason}
         call.svc.journal.record(
             tx,
@@ -236,13 +253,24 @@ def _rights(tx: Tx, call: Call, found: Agent, wanted: frozenset[str]) -> frozens
     return wanted
 
 
+def _level(tx: Tx, call: Call, found: Agent, wanted: RoutingLevel | None, capabilities: frozenset[str]) -> RoutingLevel:
+    """What is asked for; else what it has, as long as it may change routes; else what it would be made with."""
+    if wanted is None and "routing_control" in found.capabilities & capabilities:
+        return found.routing_level
+    parent = None if found.parent_id is None else call.svc.roster.get(tx, found.parent_id)
+    above = parent if parent is not None and parent.life == "active" else None
+    return allowed_level(tx, call.ctx, wanted, capabilities=capabilities, parent=above)
+
+
 def _cut_below(tx: Tx, call: Call, above: Agent) -> list[str]:
     """A child can never hold more than its spawner, also when its spawner comes to hold less."""
     cut: list[str] = []
     for row in tx.all("agents.offspring", {"agent_id": above.agent_id}):
         one = call.svc.roster.get(tx, row["agent_id"])
-        if not one.capabilities <= above.capabilities:
-            _write(tx, replace(one, capabilities=one.capabilities & above.capabilities))
+        rights = one.capabilities & above.capabilities
+        level = lower_level(one.routing_level, above.routing_level) if "routing_control" in rights else "none"
+        if (rights, level) != (one.capabilities, one.routing_level):
+            _write(tx, replace(one, capabilities=rights, routing_level=level))
             cut.append(one.agent_id)
     return cut
 
@@ -258,6 +286,7 @@ def _write(tx: Tx, agent: Agent) -> None:
             "settings": encode_settings(agent.settings),
         },
     )
+    tx.run("agents.set_level", {"agent_id": agent.agent_id, "routing_level": agent.routing_level})
 
 
 TOOLS = (turn_move, agent_respawn, agent_update)

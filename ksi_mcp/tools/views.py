@@ -63,7 +63,7 @@ class BudgetView(View):
 
 
 class AgentView(View):
-    """An agent."""
+    """An agent. Its levels are shown where they are not what agents with its capabilities have by default."""
 
     agent: str
     name: str
@@ -74,6 +74,10 @@ class AgentView(View):
     provider: str
     model: str
     capabilities: list[str]
+    routing_level: str | None = None
+    subscription_level: int | None = None
+    error_level: int | None = None
+    wake: bool | None = None
     pending_turns: int
     draining: bool | None = None
     successor: str | None = None
@@ -83,6 +87,7 @@ class AgentView(View):
     @classmethod
     def of(cls, agent: Agent) -> AgentView:
         """From the record."""
+        usual = "children" if "routing_control" in agent.capabilities else "none"
         return cls(
             agent=agent.agent_id,
             name=agent.name,
@@ -93,6 +98,10 @@ class AgentView(View):
             provider=agent.provider,
             model=agent.model,
             capabilities=sorted(agent.capabilities),
+            routing_level=None if agent.routing_level == usual else agent.routing_level,
+            subscription_level=None if agent.subscription_level == 1 else agent.subscription_level,
+            error_level=None if agent.error_level == -1 else agent.error_level,
+            wake=agent.wake or None,
             pending_turns=agent.pending,
             draining=(agent.draining and agent.life == "active") or None,
             successor=agent.successor_id,

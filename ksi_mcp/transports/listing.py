@@ -30,12 +30,20 @@ def listed(tool: Tool) -> ListedTool:
         title=tool.title,
         description=tool.description,
         input_schema=brief(tool.schema()),
-        annotations=ToolAnnotations(
-            read_only_hint=tool.effects == "reads",
-            destructive_hint=tool.effects == "destroys",
-            idempotent_hint=tool.idempotent,
-            open_world_hint=tool.name in OPEN_WORLD,
-        ),
+        annotations=_hints(tool),
+    )
+
+
+def _hints(tool: Tool) -> ToolAnnotations:
+    """What differs from the protocol's defaults, or matters too much to be left unsaid; the rest would only cost.
+
+    Whether a call destroys, or may be repeated, only means something for one that changes anything.
+    """
+    outside = tool.name in OPEN_WORLD
+    if tool.effects == "reads":
+        return ToolAnnotations(read_only_hint=True, open_world_hint=outside)
+    return ToolAnnotations(
+        destructive_hint=tool.effects == "destroys", idempotent_hint=tool.idempotent or None, open_world_hint=outside
     )
 
 

@@ -44,6 +44,11 @@ def add_resources(server: MCPServer[Any], toolbox: Toolbox) -> None:
         """Patterns, profiles and components of the library."""
         return _text(await look("composition_discover", limit=_LISTED))
 
+    @server.resource("ksi://routing/graph", mime_type=JSON, title="The routing table")
+    async def routing_graph() -> str:
+        """Who sends what to whom: agents, events and patterns, joined by the rules."""
+        return _text(await look("routing_graph", format="json"))
+
     @server.resource("ksi://agents/{id}", mime_type=JSON, title="An agent")
     async def agent(id: str) -> str:
         """An agent with its history, rules, budget and newest events."""

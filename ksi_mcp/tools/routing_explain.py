@@ -1,0 +1,143 @@
+"""Where an event goes, or went, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ksi_mcp.agents import reach
+from ksi_mcp.db import Tx
+from ksi_mcp.errors import Invalid, NotFound
+from ksi_mcp.events.model import Event, event_of
+from ksi_mcp.routing.explaining import Past, Went
+from ksi_mcp.routing.matching import Match
+from ksi_mcp.routing.router import Explanation
+from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.tool import View, tool
+
+
+class MatchView(View):
+    """What becomes of one rule whose pattern hears the event."""
+
+    rule_id: str
+    outcome: str
+    reason: str | None = None
+    target: str
+    priority: int
+    payload: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, match: Match) -> MatchView:
+        """From the record."""
+        return cls(
+            rule_id=match.rule.rule_id,
+            outcome=match.outcome,
+            reason=match.reason,
+            target=str(match.rule.target),
+            priority=match.rule.priority,
+            payload=match.data,
+        )
+
+
+class WentView(View):
+    """What became of a recorded event by one rule, as it was reported then."""
+
+    outcome: str
+    rule_id: str | None = None
+    target: str | None = None
+    turn: str | None = None
+    new_event_id: int | None = None
+    dead_letter: int | None = None
+    reason: str | None = None
+    key: str | None = None
+    joined_events: list[int] | None = None
+
+    @classmethod
+    def of(cls, went: Went) -> WentView:
+        """From the record."""
+        return cls(
+            outcome=went.outcome,
+            rule_id=went.rule_id,
+            target=went.target,
+            turn=went.turn,
+            new_event_id=went.new_event_id,
+            dead_letter=went.dead_letter,
+            reason=went.reason,
+            key=went.key or None,
+            joined_events=list(went.events) or None,
+        )
+
+
+class ExplainView(View):
+    """Which rules fire for an event, in order and with what payload; which do not, and why.
+
+    Of a recorded event also its data, what was `delivered` then, and the rules that were changed since: by those that
+    `fires` and `not_firing` may differ from what was done.
+    """
+
+    event: str
+    data: dict[str, Any] | None = None
+    delivered: list[WentView] | None = None
+    not_delivered_yet: bool | None = None
+    table_changed_since: list[str] | None = None
+    fires: list[MatchView]
+    not_firing: list[MatchView]
+    rules_hidden_from_you: int | None = None
+    table_version: int
+
+    @classmethod
+    def of(cls, found: Explanation, recorded: Event | None = None, past: Past | None = None) -> ExplainView:
+        """From the records; `recorded` and `past` for an event that there was."""
+        return cls(
+            event=found.event,
+            data=None if recorded is None else recorded.data,
+            delivered=None if past is None else [WentView.of(went) for went in past.went],
+            not_delivered_yet=True if past is not None and past.pending else None,
+            table_changed_since=None if past is None else list(past.changed) or None,
+            fires=[MatchView.of(match) for match in found.fires],
+            not_firing=[MatchView.of(match) for match in found.losers],
+            rules_hidden_from_you=found.hidden or None,
+            table_version=found.version,
+        )
+
+
+@tool("routing_explain", needs="base", effects="reads", title="Explain where an event goes", idempotent=True)
+async def routing_explain(
+    call: Call,
+    *,
+    event: str | None = None,
+    data: dict[str, Any] | None = None,
+    source: Annotated[str | None, Field(description="operator or agent:<id>")] = None,
+    event_id: Annotated[int | None, Field(description="or a recorded event")] = None,
+) -> ExplainView:
+    """Dry run: which rules would fire for an event, with what payload, and why the others would not."""
+    if (event is None) == (event_id is None):
+        raise Invalid("give event (with data) or event_id, one of them")
+    await call.svc.router.refresh()
+
+    def work(tx: Tx) -> ExplainView:
+        if event_id is not None:
+            row = tx.one("events.one", {"event_id": event_id})
+            seen = reach.visible_scopes(tx, call.ctx)
+            if row is None or (seen is not None and not {row["agent_id"], row["orchestration_id"]} & seen):
+                raise NotFound(f"there is no event {event_id}", hint="event_query shows recorded events")
+            recorded = event_of(row)
+            past = call.svc.router.past(tx, call.ctx, recorded)
+            return ExplainView.of(call.svc.router.preview(tx, call.ctx, recorded), recorded, past)
+        return ExplainView.of(_imagined(tx, call, event or "", data, source))
+
+    return await call.read(work)
+
+
+def _imagined(tx: Tx, call: Call, event: str, data: dict[str, Any] | None, source: str | None) -> Explanation:
+    """An event that nobody emitted: what an agent emits belongs to the agent's run."""
+    agent_id = run = None
+    if source is not None and source.startswith("agent:"):
+        agent = reach.find(tx, call.ctx, source.removeprefix("agent:"))
+        source, agent_id, run = f"agent:{agent.agent_id}", agent.agent_id, agent.orchestration_id
+    elif source not in (None, "operator"):
+        raise Invalid(f"source {source[:60]!r} is nobody", hint="operator, or agent:<id or name>")
+    else:
+        run = reach.grants(tx, call.ctx).orchestration_id
+    return call.svc.router.explain(tx, call.ctx, event, data, source, agent_id=agent_id, orchestration_id=run)
