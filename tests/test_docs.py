@@ -42,7 +42,7 @@ def _emitted() -> set[str]:
     for file in (ROOT / "ksi_mcp").rglob("*.py"):
         found.update(quoted.findall(file.read_text("utf-8")))
     found -= commands
-    found -= {"agent:self"}  # a rule's target, not an event
+    found -= {"agent:self", "agent:critic"}  # whom a rule reaches or waits for, no events
     made = {
         "agent:{life}": {"agent:terminated"},
         "orchestration:{ending.state}": {f"orchestration:{s}" for s in get_args(OrchestrationState) if s != "running"},

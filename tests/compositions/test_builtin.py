@@ -117,7 +117,7 @@ def test_a_strategy_tracks_its_decision_and_completes_the_run(name: str) -> None
 def test_only_tools_that_exist_are_named(name: str) -> None:
     text = str(_library()[name].document)
     named = set(re.findall(r"\b((?:agent|event|routing|composition|orchestration|completion)_[a-z_]+)\b", text))
-    assert named - _TOOLS <= {"orchestration_logic", "event_etiquette", "routing_control"}
+    assert named - _TOOLS <= {"orchestration_logic", "event_etiquette", "routing_control", "routing_level"}
 
 
 @pytest.mark.parametrize("name", sorted(_PATTERNS))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from mcp.types import TextContent
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from ksi_mcp.app import App, AppOptions
-from ksi_mcp.config import Config, Home, ScriptedConfig
+from ksi_mcp.config import Config, Home, MonitorConfig, ScriptedConfig
+from ksi_mcp.testing import FakeClock
 from ksi_mcp.transports.server import build_server
 from ksi_mcp.yamlio import dump, safe_load
 
@@ -232,3 +234,133 @@ def perform(request: pytest.FixtureRequest, tmp_path: Path) -> Perform:
 @pytest.fixture
 def tools_of() -> dict[str, set[str]]:
     return TOOLS_OF
+
+
+# Agents that wire themselves, without a pattern, in time that passes only when a test says so.
+
+
+class Paced(FakeClock):
+    """A clock that tells how many calls of each latency are under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: defaultdict[float, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(0))
+
+    async def sleep(self, seconds: float) -> None:
+        self._begun[seconds].release()
+        await super().sleep(seconds)
+
+    async def under_way(self, calls: int, *, latency_s: float) -> None:
+        """Until so many more calls of that latency have begun; time stands still, so none of them has ended."""
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(calls):
+                await self._begun[latency_s].acquire()
+
+
+class Troupe:
+    """Scripted agents that route for themselves, and a client that asks and watches, all over MCP."""
+
+    def __init__(self, client: Client, app: App, clock: Paced) -> None:
+        self._client = client
+        self.app = app
+        self.clock = clock
+
+    async def call(self, tool: str, /, **args: Any) -> dict[str, Any]:
+        result = await self._client.call_tool(tool, args)
+        text = result.content[0]
+        assert isinstance(text, TextContent)
+        assert not result.is_error, f"{tool}: {text.text}"
+        return dict(result.structured_content or {})
+
+    async def command(self, event: str, /, **data: Any) -> dict[str, Any]:
+        """Run what is not listed by default."""
+        return dict((await self.call("event_emit", event=event, data=data))["result"])
+
+    async def ask(self, agent: str, message: str) -> str:
+        """Send a message and wait for the reply; then for all that came of it."""
+        turn = await self.call("agent_send", agent=agent, message=message, wait_s=PATIENCE_S)
+        assert turn["status"] == "done", turn
+        await self.rest()
+        return str(turn["text"])
+
+    async def rest(self) -> None:
+        """Until nothing is under way: no turn, and no event on its way to somebody."""
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.app.unfinished():  # noqa: ASYNC110  what is awaited is a row, not this process's own doing
+                await asyncio.sleep(0.005)
+
+    async def play_out(self, step_s: float) -> None:
+        """Let time pass, step by step, until nothing is under way."""
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.app.unfinished():
+                await self.clock.advance(step_s)
+                await asyncio.sleep(0.005)
+
+    async def wait(self, name: str, count: int) -> list[dict[str, Any]]:
+        """Until there are so many events of a name; all of them, oldest first."""
+        async with asyncio.timeout(PATIENCE_S):
+            waited = await self.call("event_wait", names=[name], since=0, min_count=count)
+        return list(waited["events"])
+
+    async def events(self, *names: str) -> list[dict[str, Any]]:
+        """What is in the log, oldest first."""
+        found: list[dict[str, Any]] = []
+        cursor: dict[str, Any] = {}
+        while True:
+            page = await self.call("event_query", names=list(names) or None, limit=200, **cursor)
+            found += page["events"]
+            if page.get("cursor") is None:
+                return found[::-1]
+            cursor = {"cursor": page["cursor"]}
+
+    async def data(self, *names: str) -> list[dict[str, Any]]:
+        return [event["data"] for event in await self.events(*names)]
+
+    async def names(self) -> dict[str, str]:
+        """Everybody who was ever spawned: the name by `agent:<id>`."""
+        spawned = await self.data("agent:spawned")
+        return {f"agent:{fact['agent']}": fact["name"] for fact in spawned}
+
+    async def heard(self) -> list[str]:
+        """Who heard what of whom, in the order of the deliveries; nobody heard the same twice."""
+        everything, names = await self.events(), await self.names()
+        source = {event["event_id"]: event["source"] for event in everything}
+        facts = [event["data"] for event in everything if event["event"] == "routing:delivered"]
+        again = Counter((fact["event_id"], fact["target"]) for fact in facts)
+        assert set(again.values()) <= {1}, again
+        assert len({fact["turn"] for fact in facts if "turn" in fact}) == sum("turn" in fact for fact in facts)
+        return [
+            f"{names.get(fact['target'], fact['target'])} <- {fact['event']} of "
+            f"{names.get(source[fact['event_id']], source[fact['event_id']])}"
+            for fact in facts
+        ]
+
+    async def nothing_lost(self) -> None:
+        bad = ("undeliverable", "condition_failed", "mapping_failed", "loop_stopped", "rate_limited", "refused")
+        names = [f"routing:{name}" for name in bad] + ["system:refused", "completion:failed", "completion:cancelled"]
+        assert await self.events(*names) == []
+
+
+Assemble = Callable[..., AbstractAsyncContextManager[Troupe]]
+
+
+@pytest.fixture
+def troupe(tmp_path: Path) -> Assemble:
+    """`async with troupe(replies) as stage`: whoever is spawned there follows these replies."""
+
+    @asynccontextmanager
+    async def assembled(replies: list[dict[str, Any]], **monitor: Any) -> AsyncIterator[Troupe]:
+        (tmp_path / "script.yaml").write_text(dump({"replies": replies}), "utf-8")
+        scripted = ScriptedConfig(script="script.yaml")
+        config = Config(provider="scripted", scripted=scripted, monitor=MonitorConfig(every_s=3600, **monitor))
+        clock = Paced()
+        try:
+            async with (
+                App(Home(root=tmp_path), AppOptions(worker="inside"), config=config, clock=clock) as app,
+                Client(build_server(app)) as client,
+            ):
+                yield Troupe(client, app, clock)
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+
+    return assembled

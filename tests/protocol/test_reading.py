@@ -18,7 +18,7 @@ async def test_the_resources_are_listed(serve):
     async with serve() as (_, client):
         fixed = [str(each.uri) for each in (await client.list_resources()).resources]
         made = [each.uri_template for each in (await client.list_resource_templates()).resource_templates]
-    assert fixed == ["ksi://agents", "ksi://orchestrations", "ksi://compositions"]
+    assert fixed == ["ksi://agents", "ksi://orchestrations", "ksi://compositions", "ksi://routing/graph"]
     assert made == [
         "ksi://agents/{id}",
         "ksi://orchestrations/{id}",
@@ -44,6 +44,15 @@ async def test_resources_show_what_the_tools_made(serve):
         assert (await read(client, "ksi://compositions/debate_with_judge"))["type"] == "orchestration"
         root = (await client.call_tool("event_query", {"limit": 1})).structured_content["events"][0]["root"]
         assert (await read(client, f"ksi://events/{root}"))["events"]
+
+
+async def test_the_routing_table_is_there_to_read_as_a_graph(serve):
+    async with serve() as (_, client):
+        assert await read(client, "ksi://routing/graph") == {"rules": 0, "nodes": [], "edges": []}
+        await client.call_tool("routing_add_rule", {"source_pattern": "task:*", "target": "log:seen"})
+        drawn = await read(client, "ksi://routing/graph")
+    assert [node["label"] for node in drawn["nodes"]] == ["task:*", "log:seen"]
+    assert [(edge["start"], edge["end"]) for edge in drawn["edges"]] == [("n0", "n1")]
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,13 @@ async def test_every_tool_says_what_it_does_to_the_world(serve):
         assert one.output_schema is None
         assert one.input_schema["type"] == "object"
         assert one.annotations is not None
-        assert one.annotations.read_only_hint is (declared.effects == "reads")
-        assert one.annotations.destructive_hint is (declared.effects == "destroys")
-        assert one.annotations.idempotent_hint is declared.idempotent
+        # What is left out means false by the protocol, and nothing at all for a tool that only reads.
+        assert bool(one.annotations.read_only_hint) is (declared.effects == "reads")
+        if declared.effects == "reads":
+            assert (one.annotations.destructive_hint, one.annotations.idempotent_hint) == (None, None)
+        else:
+            assert one.annotations.destructive_hint is (declared.effects == "destroys")
+            assert bool(one.annotations.idempotent_hint) is declared.idempotent
     assert set(tools) >= OPEN_WORLD
     assert tools["agent_send"].annotations.open_world_hint is True
     assert tools["agent_list"].annotations.open_world_hint is False

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ksi_mcp.ids import RuleId
 from ksi_mcp.routing.index import MEMO_NAMES, RuleIndex, RuleTable, find_cycle
-from ksi_mcp.routing.rules import CompiledRule, Rule, compile_rule, stored_target
+from ksi_mcp.routing.rules import CompiledRule, Rule, compile_rule
+from ksi_mcp.routing.targets import stored_targets
 
 
 def rule(rule_id: str, pattern: str, target: str = "x:y", **fields: Any) -> CompiledRule:
@@ -18,7 +19,7 @@ def rule(rule_id: str, pattern: str, target: str = "x:y", **fields: Any) -> Comp
         "expires_at_ms": None, "metadata": {},
     }  # fmt: skip
     return compile_rule(
-        Rule(rule_id=RuleId(rule_id), source_pattern=pattern, target=stored_target(target), **{**defaults, **fields})
+        Rule(rule_id=RuleId(rule_id), source_pattern=pattern, target=stored_targets(target), **{**defaults, **fields})
     )
 
 

@@ -100,3 +100,27 @@ async def test_a_listener_that_fails_is_undone_and_spoils_neither_the_others_nor
         assert all(
             "breaks" in str(event.data["listener"]) or "bug" in str(event.data["listener"]) for event in page.events
         )
+
+
+async def test_whoever_hears_everything_hears_each_event_once_and_its_failure_holds_up_none() -> None:
+    heard: list[str] = []
+
+    def hear(_tx: Tx, event: Event) -> None:
+        if event.name == "b:bad":
+            raise Conflict("cannot hear that")
+        heard.append(event.name)
+
+    async with house() as house_:
+        journal = house_.journal
+        roster = Roster(journal, SessionQueues(), Ledger(journal))
+        house_.router = Router(journal, roster, hear=hear)
+        ctx = fresh_context(OPERATOR)
+        draft = RuleDraft(source_pattern="b:*", target="delivered:it")
+        await journal.commit(lambda tx: house_.router.add_rule(tx, ctx, draft))
+        await house_.emit("a:one", "b:bad", "c:two")
+        await house_.pump()
+        # A unit that was undone is run again: what counts is what it wrote, which here is nothing.
+        assert set(heard) == {"a:one", "c:two", "routing:rule_added", "delivered:it"}
+        names = await house_.names()
+        assert names.count("delivered:it") == 1
+        assert names.count("system:listener_failed") == 1

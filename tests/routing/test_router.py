@@ -18,7 +18,7 @@ from ksi_mcp.db.sqlite import open_sqlite
 from ksi_mcp.errors import Conflict, Exhausted, Invalid, KsiError, NotFound, Refused, StoreError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.model import Event, EventFilter
-from ksi_mcp.permissions import OPERATOR, SYSTEM, Context, agent_actor, fresh_context
+from ksi_mcp.permissions import OPERATOR, SYSTEM, Context, RoutingLevel, agent_actor, fresh_context
 from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.routing.router import Limits, Quotas, Router
 from ksi_mcp.routing.rules import Rule, RuleDraft
@@ -43,10 +43,12 @@ class House:
     clock: Clock
     ctx: Context = field(default_factory=lambda: fresh_context(OPERATOR))
 
-    async def agent(self, name: str, *, parent: str | None = None, run: str | None = None) -> str:
+    async def agent(
+        self, name: str, *, parent: str | None = None, run: str | None = None, level: RoutingLevel = "children"
+    ) -> str:
         spec = AgentSpec(
-            name=name, system="You help.", provider="scripted", model="m", capabilities=frozenset({"base"}),
-            settings=AgentSettings(), parent_id=parent, orchestration_id=run,
+            name=name, system="You help.", provider="scripted", model="m", settings=AgentSettings(), parent_id=parent,
+            orchestration_id=run, capabilities=frozenset({"base", "routing_control"}), routing_level=level,
         )  # fmt: skip
         return (await self.journal.commit(lambda tx: self.roster.spawn(tx, self.ctx, spec))).agent_id
 
@@ -236,7 +238,7 @@ async def test_changes_bump_the_version_and_leave_an_audit_event() -> None:
 async def test_updates_of_unknown_fields_are_refused() -> None:
     async with house() as h:
         await h.rule("task:*", "log:seen", rule_id="mine")
-        for updates in ({"created_by": "system"}, {"rule_id": "x"}, {}, {"target": ["a:b"]}, {"priority": -1}):
+        for updates in ({"created_by": "system"}, {"rule_id": "x"}, {}, {"target": []}, {"priority": -1}):
             with pytest.raises(Invalid):
                 await h.journal.commit(lambda tx, updates=updates: h.router.modify_rule(tx, h.ctx, "mine", updates))
         with pytest.raises(Refused):
@@ -265,7 +267,7 @@ async def test_commands_and_the_servers_events_cannot_be_targets() -> None:
             await h.rule("task:*", "agent:nobody")
 
 
-async def test_an_agent_has_rules_for_its_own_events_only() -> None:
+async def test_an_agent_has_rules_within_its_reach_only() -> None:
     async with house() as h:
         await h.run("o_1")
         mine = await h.agent("mine", run="o_1")
@@ -273,22 +275,23 @@ async def test_an_agent_has_rules_for_its_own_events_only() -> None:
         stranger = await h.agent("stranger")
         child = await h.agent("child", parent=mine)
         ctx = replace(fresh_context(agent_actor(mine)), orchestration_id="o_1")
-        rule = await h.rule("task:*", "agent:peer", ctx)
+        rule = await h.rule("task:*", "agent:child", ctx)
         assert (rule.source_agent, rule.scope, rule.orchestration_id) == (mine, f"agent:{mine}", "o_1")
-        assert str(rule.target) == f"agent:{peer}"
+        assert str(rule.target) == f"agent:{child}"
         assert (
             await h.rule("task:*", f"agent:{child}", ctx, source_agent="mine", scope="orchestration")
         ).scope == "orchestration:o_1"
-        foreign = await h.rule("task:*", "agent:peer", rule_id="operators")
+        foreign = await h.rule("task:*", "agent:child", rule_id="operators")
         refused: list[dict[str, Any]] = [
             {"source_agent": peer}, {"source_agent": "*"}, {"source_agent": "{{data.x}}"},
             {"scope": "global"}, {"scope": f"agent:{peer}"}, {"scope": "orchestration:o_2"},
         ]  # fmt: skip
         for fields in refused:
             with pytest.raises(Refused):
-                await h.rule("task:*", "agent:peer", ctx, **fields)
-        with pytest.raises(NotFound):
-            await h.rule("task:*", f"agent:{stranger}", ctx)
+                await h.rule("task:*", "agent:child", ctx, **fields)
+        for target in (f"agent:{stranger}", "agent:peer"):
+            with pytest.raises(Refused):
+                await h.rule("task:*", target, ctx)
         for change in (
             lambda tx: h.router.modify_rule(tx, ctx, foreign.rule_id, {"priority": 1}),
             lambda tx: h.router.delete_rule(tx, ctx, foreign.rule_id),
@@ -300,7 +303,7 @@ async def test_an_agent_has_rules_for_its_own_events_only() -> None:
         await h.emit("task:done", ctx=fresh_context(agent_actor(stranger)))
         await h.emit("task:done", ctx=ctx)
         await h.pump()
-        assert len(await h.turns(peer)) == 3  # the operator's rule twice, its own once
+        assert len(await h.turns(child)) == 4  # the operator's rule twice, its own two once
 
 
 async def test_a_refusal_is_kept_for_the_audit() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from ksi_mcp.errors import Invalid, KsiError, Refused
-from ksi_mcp.routing.rules import RuleDraft, Target, check_not_command, compile_source, target_of
+from ksi_mcp.routing.rules import RuleDraft, check_not_command, compile_source
+from ksi_mcp.routing.targets import Target, target_of
 
 
 def draft(**fields: Any) -> RuleDraft:
@@ -22,8 +23,11 @@ def test_a_draft_needs_only_a_pattern_and_a_target() -> None:
     [
         ({"source_pattern": "a b"}, "pattern"),
         ({"source_pattern": None}, "pattern"),
-        ({"target": ["a:b", "c:d"]}, "one target"),
-        ({"target": {"round_robin": ["agent:a"]}}, "one target"),
+        ({"target": []}, "0 targets"),
+        ({"target": ["a:b"] * 51}, "51 targets"),
+        ({"target": {"any": ["a:b"]}}, "target"),
+        ({"target": {"all": ["a:b"], "round_robin": ["c:d"]}}, "target"),
+        ({"target": {"least_busy": ["a:b"]}}, "least_busy chooses among agents"),
         ({"target": "a b"}, "event name"),
         ({"target": "a:*"}, "event name"),
         ({"target": "agent:"}, "names no agent"),
@@ -71,6 +75,8 @@ def test_a_rule_cannot_forge_an_event_of_the_server(target: str) -> None:
 def test_a_rule_cannot_run_a_command() -> None:
     with pytest.raises(Refused):
         check_not_command("agent:spawn", {"agent:spawn"}.__contains__)
+    with pytest.raises(Refused):
+        check_not_command({"round_robin": ["a:b", "agent:spawn"]}, {"agent:spawn"}.__contains__)
     check_not_command("agent:worker", {"agent:spawn"}.__contains__)
 
 

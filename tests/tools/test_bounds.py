@@ -111,7 +111,7 @@ async def test_the_database_is_private_even_in_a_folder_that_others_can_enter(op
 async def test_a_delayed_wait_does_not_hold_up_what_is_due_behind_it(
     open_house, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ksi_mcp.app._FIRE_S", 0.05)
+    monkeypatch.setattr("ksi_mcp.pumps._FIRE_S", 0.05)
     async with open_house() as house:
         wait = {"names": ["note:never"], "timeout_s": 55}
         await house.call("event_emit", event="event:wait", data=wait, delay_s=0.001)
