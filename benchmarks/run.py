@@ -13,7 +13,21 @@ import sys
 
 from harness import HERE, ROOT, python_path
 
-NAMES = ("startup", "memory", "tools_list", "queue", "turns", "latency", "idle_agents", "wide", "resume", "overshoot")
+NAMES = (
+    "startup",
+    "memory",
+    "tools_list",
+    "queue",
+    "turns",
+    "latency",
+    "idle_agents",
+    "wide",
+    "resume",
+    "overshoot",
+    "route_match",
+    "route_durable",
+    "add_rule",
+)
 
 
 def main() -> int:
