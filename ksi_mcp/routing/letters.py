@@ -149,7 +149,7 @@ class _Redelivery(EventDelivery):
         self._report(name, facts, rule)
 
     def _authority(self, rule: Rule) -> Actor:
-        lower = authority(rule, self._event)
+        lower = authority(self._tx, rule, self._event)
         return self._by if self._by.kind == "agent" and lower.kind != "agent" else lower
 
     def _count(self, rule: Rule, **counts: int) -> None:

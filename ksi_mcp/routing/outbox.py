@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from ksi_mcp.agents.reach import is_below
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Exhausted, Invalid, KsiError, StoreError
 from ksi_mcp.events.journal import Recorder
@@ -61,9 +62,15 @@ def event_context(event: Event, actor: Actor) -> Context:
     )
 
 
-def authority(rule: Rule, event: Event) -> Actor:
-    """On whose authority a rule delivers: the lower one of the event's source and the rule's creator."""
+def authority(tx: Tx, rule: Rule, event: Event) -> Actor:
+    """On whose authority a rule delivers: the lower one of the event's source and the rule's creator.
+
+    Of two agents that is the one below the other. Where neither is, it is the creator: a mapping may say anything,
+    and nobody puts words into another's mouth.
+    """
     source, creator = actor_of(event.source), actor_of(rule.created_by)
+    if source.agent_id is not None and creator.agent_id is not None and source != creator:
+        return source if is_below(tx, source.agent_id, creator.agent_id) else creator
     for actor in (source, creator):
         if actor.kind == "agent":
             return actor
@@ -178,7 +185,7 @@ class EventDelivery:
         return True
 
     def _authority(self, rule: Rule) -> Actor:
-        return authority(rule, self._event)
+        return authority(self._tx, rule, self._event)
 
     def _chosen(self, rule: Rule, data: dict[str, Any]) -> tuple[Target, ...]:
         if rule.target.mode == "all":

@@ -18,7 +18,7 @@ from ksi_mcp.db.sqlite import open_sqlite
 from ksi_mcp.errors import Conflict, Exhausted, Invalid, KsiError, NotFound, Refused, StoreError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.model import Event, EventFilter
-from ksi_mcp.permissions import OPERATOR, SYSTEM, Context, RoutingLevel, agent_actor, fresh_context
+from ksi_mcp.permissions import OPERATOR, SYSTEM, Context, RoutingLevel, agent_actor, fresh_context, within
 from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.routing.router import Limits, Quotas, Router
 from ksi_mcp.routing.rules import Rule, RuleDraft
@@ -467,6 +467,22 @@ async def test_a_delivery_has_the_lower_authority_of_event_and_rule() -> None:
             await h.emit("task:done", ctx=ctx)
         await h.pump()
         assert [each.source for each in await h.events("log:seen")] == ["operator", f"agent:{agent}", "operator"]
+
+
+async def test_nobody_puts_words_into_the_mouth_of_another_agent() -> None:
+    async with house() as h:
+        await h.run("o_1")
+        boss = await h.agent("boss", run="o_1", level="orchestration")
+        child = await h.agent("child", parent=boss, run="o_1")
+        sibling = await h.agent("sibling", run="o_1")
+        made_by = within(fresh_context(agent_actor(boss)), "o_1")
+        await h.rule("task:*", "log:seen", ctx=made_by, scope="orchestration", mapping={"text": "as I say"})
+        for agent in (child, sibling, boss):
+            await h.emit("task:done", ctx=within(fresh_context(agent_actor(agent)), "o_1"))
+        await h.pump()
+        # What comes from below stays what it is; beside it, the rule's words are its creator's.
+        sources = [each.source for each in await h.events("log:seen")]
+        assert sources == [f"agent:{child}", f"agent:{boss}", f"agent:{boss}"]
 
 
 async def test_what_the_router_reports_is_not_routed() -> None:
