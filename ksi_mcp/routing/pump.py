@@ -42,8 +42,6 @@ class Pump:
         refresh: Callable[[], Awaitable[None]],
         hear: React | None = None,
     ) -> None:
-        self.paused = False
-        """Nothing is delivered, so that a bad table can be mended; events wait."""
         self._journal = journal
         self._turns = turns
         self._limits = limits
@@ -59,8 +57,6 @@ class Pump:
         Raises:
             StoreError: the store could not take it; what was not delivered waits on.
         """
-        if self.paused:
-            return 0
         async with self._pumping:
             waiting = await self._journal.read(
                 lambda tx: [] if is_paused(tx) else tx.all("routing.waiting", {"limit": limit})
@@ -94,14 +90,11 @@ class Pump:
         Raises:
             StoreError: the store could not take it; they are fired the next time.
         """
-        if self.paused:
-            return None
         async with self._pumping:
-            if await self._journal.read(is_paused):
-                return None
-            waiting = await self._journal.read(lambda tx: due(tx, limit=limit))
-            if waiting:
-                await self._refresh()
+            waiting, next_ms = await self._journal.read(partial(self._due, limit=limit))
+            if not waiting:
+                return next_ms
+            await self._refresh()
             for rule_id, key in waiting:
                 try:
                     await self._journal.commit(partial(self._fire, rule_id=rule_id, key=key))
@@ -111,8 +104,15 @@ class Pump:
                     logger.exception("a join of rule %s could not be fired", rule_id)
                     reason = _reason(failure)
                     await self._journal.commit(partial(self._give_up_join, rule_id=rule_id, key=key, reason=reason))
-            row = await self._journal.read(lambda tx: tx.one("routing.next_join_due"))
-            return None if row is None else row["due_ms"]
+            return (await self._journal.read(partial(self._due, limit=1)))[1]
+
+    def _due(self, tx: Tx, limit: int) -> tuple[list[tuple[str, str]], int | None]:
+        """The collections whose time is up, and when the first of those that wait is due (ms)."""
+        row = tx.one("routing.next_join_due")
+        next_ms = None if row is None else row["due_ms"]
+        if next_ms is None or is_paused(tx):
+            return [], None
+        return due(tx, limit=limit) if next_ms <= tx.now_ms else [], next_ms
 
     def _fire(self, tx: Tx, rule_id: str, key: str) -> None:
         compiled = self._table(tx).get(rule_id)

@@ -70,6 +70,7 @@ class Router:
         self._journal = journal
         self._table = RuleTable()
         self._compiled = store.CompiledRows()
+        self._seen: tuple[Tx | None, RuleTable] = None, self._table
         self._editor = Editor(
             journal,
             table=self._seen_by,
@@ -269,7 +270,11 @@ class Router:
         self._pump.listeners.add(names, react)
 
     def _seen_by(self, tx: Tx) -> RuleTable:
-        return store.catch_up(tx, self._table, self._compiled)
+        # A transaction that changes rules looks again and again: it goes on from where it was.
+        last, table = self._seen
+        seen = store.catch_up(tx, table if last is tx else self._table, self._compiled)
+        self._seen = tx, seen
+        return seen
 
 
 def _exclude(matches: list[Match]) -> None:

@@ -83,11 +83,23 @@ class RuleDraft:
             if not isinstance(value := getattr(self, name), bool):
                 raise Invalid(f"{name} is {value!r:.40}", hint="true or false")
         rate_of(self.rate)
-        if join_of(self.join) is not None and self.exclusive:
-            raise Invalid("a join cannot be exclusive", hint="it collects, whoever else hears; leave exclusive out")
+        self._check_join()
         if self.rule_id is not None and not (isinstance(self.rule_id, str) and _RULE_ID.match(self.rule_id)):
             raise Invalid(f"rule_id {shorten(self.rule_id)} cannot be used", hint="1 to 64 of a-z, 0-9, '_', '.', '-'")
         encode_metadata(self.metadata)
+
+    def _check_join(self) -> None:
+        if (join := join_of(self.join)) is None:
+            return
+        if self.exclusive:
+            raise Invalid("a join cannot be exclusive", hint="it collects, whoever else hears; leave exclusive out")
+        heard = compile_pattern(self.source_pattern)
+        for part in join.parts:
+            if part.pattern is not None and part.pattern.literal and not heard.matches(part.text):
+                raise Invalid(
+                    f"the join waits for {part.text}, which source_pattern {shorten(self.source_pattern)} never hears",
+                    hint="a join hears what its source_pattern hears; choose a wider one",
+                )
 
 
 DRAFT_FIELDS: Final = tuple(f.name for f in fields(RuleDraft))

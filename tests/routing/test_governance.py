@@ -197,7 +197,7 @@ def ways_out(me: str, beyond: str) -> list[dict[str, Any]]:
         {"scope": "global"},
         {"scope": "orchestration:o_2"},
         {"scope": "orchestration:o_none"},
-        {"join": {"all_of": ["note:a", f"agent:{beyond}"]}},
+        {"join": {"all_of": ["*:a", f"agent:{beyond}"]}},
         {"join": {"all_of": [f"agent:{me}", f"agent:{beyond}"]}},
     ]
 
@@ -256,7 +256,7 @@ async def test_a_join_of_agents_within_reach_needs_no_source_and_loses_that_free
         await house.until(lambda: house.rows("SELECT * FROM outbox") == [])
         (whole,) = house.events("whole:done")
         assert {part["by"] for part in whole["parts"].values()} == {world.agents["child"], kid}
-        mixed = {"rule_id": "mine", "updates": {"join": {"all_of": ["agent:child", "note:a"]}}}
+        mixed = {"rule_id": "mine", "updates": {"join": {"all_of": ["agent:child", "part:a"]}}}
         assert (await act(house, world.me, "routing_modify_rule", **mixed))["source_agent"] == world.me
         single = {"rule_id": "mine", "updates": {"join": None, "source_agent": None}}
         assert (await act(house, world.me, "routing_modify_rule", **single))["source_agent"] == world.me
@@ -316,7 +316,7 @@ async def test_an_agent_can_look_at_every_rule_that_it_may_change(open_house) ->
         shown = {
             "a": {"source_agent": kid, "scope": f"agent:{kid}", "target": "note:x"},
             "b": {"source_agent": other, "scope": f"agent:{other}", "target": ["note:x", f"agent:{kid}"]},
-            "c": {"scope": f"agent:{other}", "target": "note:x", "join": {"all_of": ["agent:kid", "note:z"]}},
+            "c": {"scope": f"agent:{other}", "target": "note:x", "join": {"all_of": ["agent:kid", "task:z"]}},
             "d": {"scope": f"agent:{other}", "source_agent": other, "target": f"agent:{other}"},
         }
         for rule_id, fields in shown.items():
@@ -396,7 +396,7 @@ async def test_a_rule_whose_target_has_ended_is_mended_and_no_new_one_is_made_fo
         await act(house, world.me, "routing_add_rule", rule_id="mine", source_pattern="task:*", target=everybody)
         await house.call("agent_terminate", agent=world.agents["sibling"])
         await act(house, world.me, "routing_modify_rule", rule_id="mine", updates={"priority": 7})
-        for way in ({"target": f"agent:{world.agents['sibling']}"}, {"join": {"all_of": ["agent:sibling", "note:a"]}}):
+        for way in ({"target": f"agent:{world.agents['sibling']}"}, {"join": {"all_of": ["agent:sibling", "task:a"]}}):
             wanted = {"source_pattern": "task:*", "target": "note:x", **way}
             assert "is terminated" in await refused(house, world.me, "routing_add_rule", Conflict, **wanted)
         mended = {"rule_id": "mine", "updates": {"target": "agent:child"}}

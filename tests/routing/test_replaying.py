@@ -487,7 +487,7 @@ _RULES = st.fixed_dictionaries(
         "mapping": st.sampled_from([{"n": "{{data.n}}"}, {"n": 2, "who": "{{agent}}"}]),
         "priority": st.integers(0, 3),
         "rate": st.sampled_from([{"count": 1, "per_s": 3}, {"count": 2, "per_s": 2}]),
-        "join": st.sampled_from([{"all_of": ["a:x", "b:x"], "timeout_s": 2}, {"all_of": ["a:x", "agent:one"]}]),
+        "join": st.sampled_from([{"all_of": ["*:x", "b:*"], "timeout_s": 2}, {"all_of": ["a:*", "agent:one"]}]),
         "exclusive": st.booleans(),
     },
 ).filter(lambda rule: not (rule.get("join") and rule.get("exclusive")))
