@@ -45,8 +45,10 @@ async def test_ninety_seven_agents_that_are_all_refused_for_a_while_ask_little_m
         assert len(sim.log) - len(refused) == AGENTS  # nothing was asked again that had been answered
         assert len(refused) > 1
         assert len(sim.log) <= 1.5 * AGENTS
-        # A refusal costs nothing, and no turn was given up for being sent back.
-        assert house.rows("SELECT COUNT(*), TOTAL(cost_usd_micros) FROM provider_call WHERE state = 'failed'") == [
-            (len(refused), 0.0)
-        ]
+        # A refusal costs nothing, and no turn was given up for being sent back. A call may have been let out in the
+        # moment in which the door was shut: it never left.
+        failed = house.rows("SELECT error, cost_usd_micros FROM provider_call WHERE state = 'failed'")
+        assert {cost for _, cost in failed} == {0}
+        left = [error for error, _ in failed if not error.startswith("not sent")]
+        assert len(left) == len(refused)
         house.books()
