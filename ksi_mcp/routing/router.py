@@ -70,6 +70,8 @@ class Router:
         self._journal = journal
         self._table = RuleTable()
         self._compiled = store.CompiledRows()
+        self._stale = True
+        """Some transaction has seen another table than the one in memory."""
         self._seen: tuple[Tx | None, RuleTable] = None, self._table
         self._editor = Editor(
             journal,
@@ -240,7 +242,10 @@ class Router:
     # --------------------------------------------------------------------------------- the pump
 
     async def refresh(self) -> None:
-        """Take into memory what has been committed; cheap when nothing has."""
+        """Take into memory what has been committed; free as long as no transaction has seen anything new."""
+        if not self._stale:
+            return
+        self._stale = False
         table = await self._journal.read(self._seen_by)
         if table.version > self._table.version:
             self._table = table
@@ -273,6 +278,7 @@ class Router:
         # A transaction that changes rules looks again and again: it goes on from where it was.
         last, table = self._seen
         seen = store.catch_up(tx, table if last is tx else self._table, self._compiled)
+        self._stale = self._stale or seen is not self._table
         self._seen = tx, seen
         return seen
 
