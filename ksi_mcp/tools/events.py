@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -15,12 +15,14 @@ from ksi_mcp.events.model import Event, EventFilter, encode_data
 from ksi_mcp.events.patterns import check_event_name, check_pattern, compile_pattern, is_reserved
 from ksi_mcp.permissions import Context, actor_of
 from ksi_mcp.routing.conditions import compile_condition
+from ksi_mcp.routing.matching import Match
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.tool import View, tool
 from ksi_mcp.tools.views import EventView, at
 from ksi_mcp.tools.waiting import MAX_WAIT_S
 
 MAX_DELAY_S = 30 * 86_400
+_FAILS: Final = frozenset({"condition_failed", "mapping_failed"})
 
 
 class Emitted(View):
@@ -31,6 +33,8 @@ class Emitted(View):
     matched_rules: list[str] | None = None
     delivered: int | None = None
     unheard: bool | None = None
+    failing: list[str] | None = None
+    """Rules that hear it and cannot deliver, with the reason."""
     routing_paused: bool | None = None
     did_you_mean: str | None = None
     delayed_until: str | None = None
@@ -136,13 +140,22 @@ async def event_emit(
             event=event,
             event_id=recorded.event_id,
             matched_rules=[match.rule.rule_id for match in found.fires],
-            delivered=len(found.fires) + found.hidden,
+            delivered=sum(_places(match) for match in found.fires) + found.hidden,
             unheard=unheard or None,
+            failing=[f"{match.rule.rule_id}: {match.reason}"[:300] for match in found.losers if match.outcome in _FAILS]
+            or None,
             routing_paused=call.svc.router.is_paused(tx) or None,
             did_you_mean=call.toolbox.nearest_command(event) if unheard else None,
         )
 
     return await call.commit(work)
+
+
+def _places(match: Match) -> int:
+    """How many deliveries a rule that hears an event makes at once; a join makes one when it is complete."""
+    if match.outcome == "collects":
+        return 0
+    return len(match.rule.target.each) if match.rule.target.mode == "all" else 1
 
 
 async def _delay(

@@ -66,3 +66,25 @@ async def test_an_agent_is_told_of_its_own_events_only(open_house) -> None:
         await settled(house)
         told = await house.app.toolbox.call(ctx, "routing_explain", {"event_id": made.data["event_id"]})
         assert told.data["delivered"] == []
+
+
+async def test_who_emits_hears_how_many_deliveries_are_due_and_which_rules_cannot_deliver(open_house) -> None:
+    async with open_house() as house:
+        for name in ("a", "b"):
+            await house.spawn(name)
+        fan = {"rule_id": "fan", "source_pattern": "note:*", "target": ["agent:a", "agent:b", "log:seen"]}
+        join = {"all_of": ["note:x", "note:y"]}
+        await house.call("routing_add_rule", **fan)
+        await house.call(
+            "routing_add_rule", rule_id="one", source_pattern="note:*", target={"round_robin": ["l:a", "l:b"]}
+        )
+        await house.call("routing_add_rule", rule_id="both", source_pattern="note:*", target="l:c", join=join)
+        missing = {"source_pattern": "other:*", "target": "l:d", "mapping": {"n": "{{data.n}}"}}
+        await house.call("routing_add_rule", rule_id="bad", **missing)
+        sent = await house.call("event_emit", event="note:x")
+        assert (sent["matched_rules"], sent["delivered"]) == (["both", "fan", "one"], 4)
+        sent = await house.call("event_emit", event="other:x")
+        assert (sent["matched_rules"], sent["delivered"], sent["unheard"]) == ([], 0, True)
+        (failing,) = sent["failing"]
+        assert failing.startswith("bad: ")
+        assert "data.n" in failing
