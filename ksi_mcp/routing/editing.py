@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ksi_mcp.config import DampingConfig
 from ksi_mcp.db import Tx
-from ksi_mcp.errors import Conflict, Invalid, KsiError, NotFound, Refused
+from ksi_mcp.errors import Conflict, NotFound, Refused
 from ksi_mcp.events.journal import Journal
-from ksi_mcp.events.patterns import shorten
-from ksi_mcp.ids import RuleId, new_id
+from ksi_mcp.ids import new_id
 from ksi_mcp.permissions import SYSTEM, Context, fresh_context
 from ksi_mcp.routing import damping, governance, store
-from ksi_mcp.routing.governance import Quotas, Settled
+from ksi_mcp.routing.changing import MAX_REASON_CHARS, Change, Removal, Update, in_change, named, rule_of_draft, updated
+from ksi_mcp.routing.governance import Quotas
 from ksi_mcp.routing.index import Link, RuleTable, find_cycle
-from ksi_mcp.routing.rates import rate_of
 from ksi_mcp.routing.rules import (
-    UPDATE_FIELDS,
     IsCommand,
     Rule,
     RuleDraft,
     check_not_command,
     compile_rule,
-    draft_of,
     facts_of,
 )
 from ksi_mcp.routing.targets import AGENT
-
-MAX_REASON_CHARS = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
-    """New values of some fields of a rule."""
-
-    rule_id: str
-    updates: Mapping[str, Any] = field(default_factory=dict)
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removal:
-    """The end of a rule."""
-
-    rule_id: str
-    reason: str | None = None
-
-
-Change = RuleDraft | Update | Removal
-"""A draft is a rule to add."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,17 +35,6 @@ class Applied:
     rules: tuple[Rule, ...]
     """Those that were added or changed, and are there."""
     deleted: tuple[str, ...]
-
-
-@contextmanager
-def in_change(place: int, what: str) -> Iterator[None]:
-    """Let a failure say which of several changes it is about."""
-    try:
-        yield
-    except KsiError as failure:
-        failure.message = f"changes[{place}] ({what}): {failure.message}"
-        failure.args = (failure.message,)
-        raise
 
 
 class Editor:
@@ -116,7 +78,7 @@ class Editor:
         version = store.next_version(tx)
         touched: dict[str, tuple[int, str]] = {}
         for place, change in enumerate(changes):
-            what = _named(change)
+            what = named(change)
             with in_change(place, what):
                 rule_id = self._one_of_several(tx, ctx, change, version)
             touched[rule_id] = (place, what)
@@ -151,7 +113,9 @@ class Editor:
         settled = governance.settle(tx, ctx, draft)
         self.check_id(tx, draft.rule_id)
         governance.check_quota(tx, ctx, self.quotas)
-        return _with(settled, draft, None, now_ms=tx.now_ms, rule_id=draft.rule_id or new_id("r"), by=str(ctx.actor))
+        return rule_of_draft(
+            settled, draft, None, now_ms=tx.now_ms, rule_id=draft.rule_id or new_id("r"), by=str(ctx.actor)
+        )
 
     def check_id(self, tx: Tx, rule_id: str | None) -> None:
         """See that a rule of this id may be added.
@@ -172,21 +136,11 @@ class Editor:
         was = self.living(tx, wanted.rule_id)
         governance.check_reach(tx, ctx, was, action="change")
         damping.check_thawed(tx, was.rule_id, was.frozen_until_ms, action="change")
-        updates = dict(wanted.updates)
-        if unknown := sorted(set(updates) - set(UPDATE_FIELDS)):
-            raise Invalid(
-                f"a rule has no field {', '.join(shorten(name, 40) for name in unknown[:5])} to change",
-                hint=f"there are {', '.join(UPDATE_FIELDS)}",
-            )
-        if not updates:
-            raise Invalid("the updates are empty", hint=f"give at least one of {', '.join(UPDATE_FIELDS)}")
-        if wanted.reason is not None and isinstance(notes := updates.get("metadata", was.metadata), Mapping):
-            updates["metadata"] = {**notes, "reason": wanted.reason[:MAX_REASON_CHARS]}
-        draft = replace(draft_of(was), **updates)
+        draft = updated(was, wanted)
         check_not_command(draft.target, self._is_command)
         settled = governance.settle(tx, ctx, draft)
-        rule = _with(settled, draft, was, now_ms=tx.now_ms, rule_id=was.rule_id, by=governance.author(ctx, was))
-        return was, rule if "ttl_s" in updates else replace(rule, expires_at_ms=was.expires_at_ms)
+        rule = rule_of_draft(settled, draft, was, now_ms=tx.now_ms, rule_id=was.rule_id, by=governance.author(ctx, was))
+        return was, rule if "ttl_s" in wanted.updates else replace(rule, expires_at_ms=was.expires_at_ms)
 
     def _doomed(self, tx: Tx, ctx: Context, wanted: Removal) -> Rule:
         rule = self.living(tx, wanted.rule_id)
@@ -312,43 +266,7 @@ def differences(was: Rule, rule: Rule) -> dict[str, Any]:
     return {key: before.get(key) for key in {**before, **after} if before.get(key) != after.get(key)}
 
 
-def _with(settled: Settled, draft: RuleDraft, was: Rule | None, *, now_ms: int, rule_id: str, by: str) -> Rule:
-    """The rule that a draft describes: new, or in the place of another."""
-    return Rule(
-        rule_id=RuleId(rule_id),
-        source_pattern=draft.source_pattern,
-        source_agent=settled.source_agent,
-        condition=draft.condition,
-        target=settled.target,
-        mapping=draft.mapping,
-        priority=draft.priority,
-        scope=settled.scope,
-        orchestration_id=settled.orchestration_id,
-        enabled=draft.enabled,
-        created_by=by,
-        version=0,
-        created_at_ms=now_ms if was is None else was.created_at_ms,
-        expires_at_ms=None if draft.ttl_s is None else now_ms + max(1, round(draft.ttl_s * 1000)),
-        metadata=dict(draft.metadata),
-        exclusive=draft.exclusive,
-        rate=rate_of(draft.rate),
-        join=settled.join,
-        modifiable=draft.modifiable,
-        frozen_until_ms=None if was is None else was.frozen_until_ms,
-    )
-
-
 def _why(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The reason that was given with a change."""
     reason = metadata.get("reason")
     return {"reason": reason[:MAX_REASON_CHARS]} if isinstance(reason, str) else {}
-
-
-def _named(change: Change) -> str:
-    match change:
-        case RuleDraft():
-            return "add" if change.rule_id is None else f"add {change.rule_id!r}"
-        case Update():
-            return f"modify {shorten(change.rule_id)}"
-        case Removal():
-            return f"delete {shorten(change.rule_id)}"

@@ -5,28 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from ksi_mcp.agents import reach
 from ksi_mcp.db import Row, Tx
 from ksi_mcp.errors import Conflict, Invalid, NotFound
 from ksi_mcp.events.patterns import shorten
-from ksi_mcp.ids import OrchestrationId, RuleId
+from ksi_mcp.ids import OrchestrationId
 from ksi_mcp.permissions import Context
 from ksi_mcp.routing import governance, store
-from ksi_mcp.routing.editing import Change, Removal, Update, in_change
+from ksi_mcp.routing.changing import Change, Removal, Update, in_change, named, rule_of_draft, updated
 from ksi_mcp.routing.governance import ORCHESTRATION, Settled
 from ksi_mcp.routing.joins import Part, join_of
-from ksi_mcp.routing.rates import rate_of
 from ksi_mcp.routing.rules import (
     GLOBAL,
-    UPDATE_FIELDS,
     IsCommand,
     Rule,
     RuleDraft,
     check_not_command,
     compile_source,
-    draft_of,
 )
 from ksi_mcp.routing.targets import AGENT, Target, targets_of
 
@@ -93,7 +90,7 @@ def with_changes(
     """
     rules, since = dict(table.rules), dict(table.since)
     for place, change in enumerate(changes):
-        with in_change(place, _named(change)):
+        with in_change(place, named(change)):
             if isinstance(change, RuleDraft):
                 rule_id = change.rule_id or f"proposed-{place}"
                 if rule_id in rules:
@@ -110,26 +107,14 @@ def with_changes(
                 if isinstance(change, Removal):
                     del rules[rule_id]
                     continue
-                draft = _updated(was, change)
+                draft = updated(was, change)
             check_not_command(draft.target, is_command)
             settled = _settled(tx, ctx, draft)
             kept = was is not None and not (isinstance(change, Update) and "ttl_s" in change.updates)
-            ends = None if draft.ttl_s is None else began_ms + max(1, round(draft.ttl_s * 1000))
-            rules[rule_id] = _with(draft, settled, rule_id, by=str(ctx.actor) if was is None else was.created_by)
-            rules[rule_id] = replace(rules[rule_id], expires_at_ms=was.expires_at_ms if kept and was else ends)
+            by = str(ctx.actor) if was is None else was.created_by
+            rule = rule_of_draft(settled, draft, was, now_ms=began_ms, rule_id=rule_id, by=by)
+            rules[rule_id] = replace(rule, expires_at_ms=was.expires_at_ms) if kept and was is not None else rule
     return replace(table, rules=rules, since=since)
-
-
-def _updated(was: Rule, change: Update) -> RuleDraft:
-    updates: dict[str, Any] = dict(change.updates)
-    if unknown := sorted(set(updates) - set(UPDATE_FIELDS)):
-        raise Invalid(
-            f"a rule has no field {', '.join(shorten(name, 40) for name in unknown[:5])} to change",
-            hint=f"there are {', '.join(UPDATE_FIELDS)}",
-        )
-    if not updates:
-        raise Invalid("the updates are empty", hint=f"give at least one of {', '.join(UPDATE_FIELDS)}")
-    return replace(draft_of(was), **updates)
 
 
 def _settled(tx: Tx, ctx: Context, draft: RuleDraft) -> Settled:
@@ -164,37 +149,3 @@ def _settled(tx: Tx, ctx: Context, draft: RuleDraft) -> Settled:
         scope=scope if kind != "orchestration" else f"{ORCHESTRATION}{run}",
         orchestration_id=run,
     )
-
-
-def _with(draft: RuleDraft, settled: Settled, rule_id: str, *, by: str) -> Rule:
-    return Rule(
-        rule_id=RuleId(rule_id),
-        source_pattern=draft.source_pattern,
-        source_agent=settled.source_agent,
-        condition=draft.condition,
-        target=settled.target,
-        mapping=draft.mapping,
-        priority=draft.priority,
-        scope=settled.scope,
-        orchestration_id=settled.orchestration_id,
-        enabled=draft.enabled,
-        created_by=by,
-        version=0,
-        created_at_ms=0,
-        expires_at_ms=None,
-        metadata=dict(draft.metadata),
-        exclusive=draft.exclusive,
-        rate=rate_of(draft.rate),
-        join=settled.join,
-        modifiable=draft.modifiable,
-    )
-
-
-def _named(change: Change) -> str:
-    match change:
-        case RuleDraft():
-            return "add" if change.rule_id is None else f"add {change.rule_id!r}"
-        case Update():
-            return f"modify {shorten(change.rule_id)}"
-        case Removal():
-            return f"delete {shorten(change.rule_id)}"

@@ -24,8 +24,8 @@ from ksi_mcp.permissions import Context
 from ksi_mcp.providers.script_format import ScriptSpec
 from ksi_mcp.routing import governance, store
 from ksi_mcp.routing.answering import ScriptedAnswers
+from ksi_mcp.routing.changing import Change
 from ksi_mcp.routing.comparing import Outcome
-from ksi_mcp.routing.editing import Change
 from ksi_mcp.routing.index import RuleIndex, RuleTable
 from ksi_mcp.routing.outbox import Limits
 from ksi_mcp.routing.proposing import ThoughtTable, table_at, with_changes

@@ -15,7 +15,8 @@ from ksi_mcp.events.patterns import check_event_name
 from ksi_mcp.ids import EventId
 from ksi_mcp.permissions import SYSTEM, Context, fresh_context
 from ksi_mcp.routing import governance, safe_mode, store
-from ksi_mcp.routing.editing import MAX_REASON_CHARS, Applied, Change, Editor, Removal, Update
+from ksi_mcp.routing.changing import MAX_REASON_CHARS, Change, Removal, Update
+from ksi_mcp.routing.editing import Applied, Editor
 from ksi_mcp.routing.explaining import Past, foresee, past
 from ksi_mcp.routing.governance import Quotas
 from ksi_mcp.routing.index import RuleTable

@@ -11,7 +11,8 @@ from ksi_mcp.db import Row, Tx
 from ksi_mcp.errors import Invalid, NotFound
 from ksi_mcp.permissions import Context
 from ksi_mcp.routing import store
-from ksi_mcp.routing.editing import MAX_REASON_CHARS, Editor, differences
+from ksi_mcp.routing.changing import MAX_REASON_CHARS
+from ksi_mcp.routing.editing import Editor, differences
 from ksi_mcp.routing.rules import Rule
 from ksi_mcp.routing.targets import AGENT
 

@@ -11,7 +11,7 @@ from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid, KsiError
 from ksi_mcp.events.model import Event
 from ksi_mcp.routing.auditing import ACTION_OF, Action, AuditFilter, page
-from ksi_mcp.routing.editing import Change, Removal, Update, in_change
+from ksi_mcp.routing.changing import Change, Removal, Update, in_change
 from ksi_mcp.routing.validating import Verdict
 from ksi_mcp.routing.versions import RolledBack
 from ksi_mcp.tools.call import Call

@@ -17,7 +17,7 @@ from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.model import Event, EventFilter
 from ksi_mcp.permissions import OPERATOR, fresh_context
 from ksi_mcp.queues.session_queues import SessionQueues
-from ksi_mcp.routing.editing import Change, Removal, Update
+from ksi_mcp.routing.changing import Change, Removal, Update
 from ksi_mcp.routing.router import Router
 from ksi_mcp.routing.rules import Rule, RuleDraft
 from ksi_mcp.testing import FakeClock

@@ -29,7 +29,7 @@ from ksi_mcp.events.model import Event
 from ksi_mcp.permissions import OPERATOR, SYSTEM, Context, agent_actor, fresh_context
 from ksi_mcp.providers.script import parse_script
 from ksi_mcp.queues.session_queues import SessionQueues
-from ksi_mcp.routing.editing import Change, Removal, Update
+from ksi_mcp.routing.changing import Change, Removal, Update
 from ksi_mcp.routing.recording import UNROUTED, Wanted
 from ksi_mcp.routing.replaying import Replayed, ReplayWants, replay
 from ksi_mcp.routing.router import Limits, Router
@@ -582,7 +582,7 @@ from ksi_mcp.clock import SystemClock
 from ksi_mcp.db.sqlite import open_sqlite
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.permissions import OPERATOR, fresh_context
-from ksi_mcp.routing.editing import Removal
+from ksi_mcp.routing.changing import Removal
 from ksi_mcp.routing.recording import Wanted
 from ksi_mcp.routing.replaying import ReplayWants, replay
 from ksi_mcp.routing.rules import RuleDraft

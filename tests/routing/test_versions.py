@@ -26,7 +26,8 @@ from ksi_mcp.events.model import EventFilter
 from ksi_mcp.events.retention import Retention
 from ksi_mcp.permissions import OPERATOR, fresh_context
 from ksi_mcp.queues.session_queues import SessionQueues
-from ksi_mcp.routing.editing import Applied, Change, Removal, Update
+from ksi_mcp.routing.changing import Change, Removal, Update
+from ksi_mcp.routing.editing import Applied
 from ksi_mcp.routing.governance import Quotas
 from ksi_mcp.routing.pausing import pause_rules, resume_rules
 from ksi_mcp.routing.router import Router
