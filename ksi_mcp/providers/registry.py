@@ -14,8 +14,6 @@ from ksi_mcp.config import Config
 from ksi_mcp.errors import Conflict, Invalid, NotFound
 from ksi_mcp.providers.anthropic import AnthropicProvider
 from ksi_mcp.providers.base import Provider
-from ksi_mcp.providers.script import Script, parse_script
-from ksi_mcp.providers.scripted import ScriptedProvider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +84,10 @@ class ProviderRegistry:
             raise failures[0]
 
     def _scripted(self) -> Provider:
+        # Its format costs a server that asks real models 10 ms at each start.
+        from ksi_mcp.providers.script import Script, parse_script  # noqa: PLC0415
+        from ksi_mcp.providers.scripted import ScriptedProvider  # noqa: PLC0415
+
         return ScriptedProvider(Script(parse_script(self.settings.scripted_script)), self._clock)
 
     def _anthropic(self) -> Provider:
@@ -98,6 +100,8 @@ class ProviderRegistry:
         )
 
     def _check_scripted(self) -> tuple[bool, str]:
+        from ksi_mcp.providers.script import parse_script  # noqa: PLC0415  as above
+
         try:
             spec = parse_script(self.settings.scripted_script)
         except Invalid as error:

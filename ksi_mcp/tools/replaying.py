@@ -9,10 +9,8 @@ from pydantic import Field
 
 from ksi_mcp.agents import reach
 from ksi_mcp.db import Tx
-from ksi_mcp.providers.script import parse_script
 from ksi_mcp.routing.comparing import Difference, Kind
 from ksi_mcp.routing.recording import MAX_EVENTS, Wanted
-from ksi_mcp.routing.replaying import ReplayWants, replay
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.events import run_of
 from ksi_mcp.tools.routing_table import MAX_CHANGES, change_of
@@ -103,6 +101,10 @@ async def event_replay(
     turns are followed, what a removed delivery caused is cut off; census counts all. Without at_version the table is
     the present one: rules that have ended since count as removed.
     """
+    # The engine and the format of scripts are nothing that every start should wait for.
+    from ksi_mcp.providers.script import parse_script  # noqa: PLC0415
+    from ksi_mcp.routing.replaying import ReplayWants, replay  # noqa: PLC0415
+
     wanted = [change_of(place, given, None) for place, given in enumerate(changes or ())]
     spec = None if script is None else parse_script(script)
 

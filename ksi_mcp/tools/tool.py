@@ -25,7 +25,8 @@ Effects = Literal["reads", "writes", "destroys"]
 class View(BaseModel):
     """A result as it leaves: fields that are None are left out."""
 
-    model_config = ConfigDict(frozen=True)
+    # Built when the first one is made: there are a hundred kinds, and a start needs none of them.
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     def as_json(self) -> dict[str, Any]:
         """The result as JSON values."""
@@ -35,7 +36,7 @@ class View(BaseModel):
 class Part(BaseModel):
     """A structured argument: unknown keys are refused, as in the arguments themselves."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 Body = Callable[..., Awaitable[View]]
