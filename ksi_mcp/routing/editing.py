@@ -58,13 +58,13 @@ class Editor:
     def add(self, tx: Tx, ctx: Context, draft: RuleDraft) -> Rule:
         """See `Router.add_rule`."""
         rule = self.drafted(tx, ctx, draft)
-        self.check(tx, rule, self._table(tx))
+        self.check(tx, ctx, rule, self._table(tx))
         return self._damped(tx, ctx, self._put(tx, ctx, draft, rule, store.next_version(tx)), draft.rule_id)
 
     def modify(self, tx: Tx, ctx: Context, wanted: Update) -> Rule:
         """See `Router.modify_rule`."""
         was, rule = self._updated(tx, ctx, wanted)
-        self.check(tx, rule, self._table(tx))
+        self.check(tx, ctx, rule, self._table(tx))
         return self._damped(tx, ctx, self._change(tx, ctx, wanted, (was, rule), store.next_version(tx)), rule.rule_id)
 
     def delete(self, tx: Tx, ctx: Context, wanted: Removal) -> Rule:
@@ -87,7 +87,7 @@ class Editor:
         standing = {rule_id: rule for rule_id in touched if (rule := store.find(tx, rule_id)) is not None}
         for rule_id, rule in standing.items():
             with in_change(*touched[rule_id]):
-                self.check(tx, rule, table)
+                self.check(tx, ctx, rule, table)
         rules = tuple(self._damped(tx, ctx, rule, rule_id) for rule_id, rule in standing.items())
         gone = tuple(rule_id for rule_id in touched if rule_id not in standing)
         for rule_id in gone:
@@ -139,7 +139,10 @@ class Editor:
         draft = updated(was, wanted)
         check_not_command(draft.target, self._is_command)
         settled = governance.settle(tx, ctx, draft)
-        rule = rule_of_draft(settled, draft, was, now_ms=tx.now_ms, rule_id=was.rule_id, by=governance.author(ctx, was))
+        by = governance.author(tx, ctx, was)
+        if by != was.created_by:
+            governance.check_share(tx, ctx, self.quotas)
+        rule = rule_of_draft(settled, draft, was, now_ms=tx.now_ms, rule_id=was.rule_id, by=by)
         return was, rule if "ttl_s" in wanted.updates else replace(rule, expires_at_ms=was.expires_at_ms)
 
     def _doomed(self, tx: Tx, ctx: Context, wanted: Removal) -> Rule:
@@ -161,7 +164,7 @@ class Editor:
 
     # --------------------------------------------------------------- what must not be in the table
 
-    def check(self, tx: Tx, rule: Rule, table: RuleTable) -> None:
+    def check(self, tx: Tx, ctx: Context, rule: Rule, table: RuleTable) -> None:
         """See that a rule fits into the table.
 
         Raises:
@@ -170,8 +173,9 @@ class Editor:
         """
         links = cycle_of(rule, table, now_ms=tx.now_ms)
         if links is not None:
+            way = way_round(rule, links, table, governance.viewer_of(tx, ctx))
             raise Refused(
-                f"rule {rule.rule_id!r} would feed itself: {' -> '.join(way_round(rule, links))}",
+                f"rule {rule.rule_id!r} would feed itself: {' -> '.join(way)}",
                 hint="give one of them a rate or a join, or send it to another event or to an agent",
             )
         other = store.exclusive_like(tx, rule) if rule.exclusive and rule.enabled else None
@@ -255,9 +259,16 @@ def cycle_of(rule: Rule, table: RuleTable, *, now_ms: int) -> tuple[Link, ...] |
     return find_cycle(table, compile_rule(rule), now_ms=now_ms)
 
 
-def way_round(rule: Rule, links: Sequence[Link]) -> list[str]:
-    """A circle as one reads it: events, and the rules that lead from one to the next."""
-    return [rule.source_pattern, *(f"{link.name} [{link.rule_id}]" for link in links), rule.source_pattern]
+def way_round(rule: Rule, links: Sequence[Link], table: RuleTable, viewer: store.Viewer | None) -> list[str]:
+    """A circle as one reads it: events, and the rules that lead from one to the next, as far as one may see them."""
+
+    def step(link: Link) -> str:
+        other = table.get(link.rule_id)
+        if link.rule_id == rule.rule_id or other is None or governance.sees(viewer, other.rule):
+            return f"{link.name} [{link.rule_id}]"
+        return "? [a rule that you may not see]"
+
+    return [rule.source_pattern, *map(step, links), rule.source_pattern]
 
 
 def differences(was: Rule, rule: Rule) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _would_collect(tx: Tx, match: Match) -> str:
 def _would_deliver(tx: Tx, rule: Rule) -> str:
     if rule.rate is not None:
         row = tx.one("routing.state", {"rule_id": rule.rule_id})
-        over_ms = 0 if row is None else row["window_ms"] + round(rule.rate.per_s * 1000)
+        over_ms = 0 if row is None else row["window_ms"] + rule.rate.per_ms
         if row is not None and row["in_window"] >= rule.rate.count and row["window_ms"] <= tx.now_ms < over_ms:
             return f"it is beyond its rate of {rule.rate.count} in {rule.rate.per_s:g} s: nothing is delivered now"
     if rule.target.mode != "all":

@@ -16,7 +16,7 @@ from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, Exhausted, Invalid, NotFound, Refused
 from ksi_mcp.events.patterns import shorten
 from ksi_mcp.ids import OrchestrationId
-from ksi_mcp.permissions import Context
+from ksi_mcp.permissions import Context, actor_of
 from ksi_mcp.routing import store
 from ksi_mcp.routing.joins import Join, Part, join_of
 from ksi_mcp.routing.rules import GLOBAL, Rule, RuleDraft, compile_source
@@ -107,14 +107,34 @@ def check_reach(tx: Tx, ctx: Context, rule: Rule, *, action: str) -> None:
         )
 
 
-def author(ctx: Context, rule: Rule) -> str:
-    """Who answers for a rule that the actor changes: whoever made it, unless that was somebody mightier than an agent.
+def author(tx: Tx, ctx: Context, rule: Rule) -> str:
+    """Who answers for a rule that the actor changes: whoever made it, unless that was somebody not below the actor.
 
-    A rule delivers on its author's authority: an agent that rewrites a rule of the operator must not speak for the
-    operator from then on.
+    A rule delivers on its author's authority: an agent that rewrites a rule of the operator, of a peer or of its
+    parent must not speak for them from then on.
     """
-    mightier = not rule.created_by.startswith(AGENT)
-    return str(ctx.actor) if ctx.actor.kind == "agent" and mightier else rule.created_by
+    if ctx.actor.kind != "agent":
+        return rule.created_by
+    maker = actor_of(rule.created_by).agent_id
+    below = maker is not None and reach.is_below(tx, maker, str(ctx.actor.agent_id))
+    return rule.created_by if below else str(ctx.actor)
+
+
+def keeps_from(tx: Tx, first: Rule, other: Rule) -> bool:
+    """Whether an exclusive rule that delivered keeps the event from one of lower priority.
+
+    One that an agent made does so where the agent may speak for both: it cannot hide what is told of it, or of its
+    run, from those above. The rules that count are those of its own, of agents below it, and, for a rule that lives
+    with a run, those of that run which are modifiable.
+    """
+    maker = actor_of(first.created_by).agent_id
+    if maker is None or first.scope == GLOBAL:
+        return True
+    run = first.orchestration_id if first.scope.startswith(ORCHESTRATION) else None
+    if run is not None and other.orchestration_id == run and other.modifiable:
+        return True
+    owner = actor_of(other.created_by).agent_id
+    return owner is not None and (owner == maker or reach.is_below(tx, owner, maker))
 
 
 def _may_change(tx: Tx, ctx: Context) -> reach.Grants:
@@ -193,14 +213,23 @@ def check_quota(tx: Tx, ctx: Context, quotas: Quotas) -> None:
     Raises:
         Exhausted: the actor, or everybody together, has as many as there may be.
     """
-    if ctx.actor.kind == "agent" and store.count(tx, str(ctx.actor)) >= quotas.per_agent:
-        raise Exhausted(
-            f"{ctx.actor} has {quotas.per_agent:,} rules, the most an agent can have",
-            hint="delete some with routing_delete_rule, or give them a ttl_s",
-        )
+    check_share(tx, ctx, quotas)
     if store.count(tx) >= quotas.total:
         raise Exhausted(
             f"the table has {quotas.total:,} rules, the most it can hold",
+            hint="delete some with routing_delete_rule, or give them a ttl_s",
+        )
+
+
+def check_share(tx: Tx, ctx: Context, quotas: Quotas) -> None:
+    """Room for one more rule that the actor answers for, whether it is new or was somebody else's.
+
+    Raises:
+        Exhausted: the actor is an agent, and has as many as there may be.
+    """
+    if ctx.actor.kind == "agent" and store.count(tx, str(ctx.actor)) >= quotas.per_agent:
+        raise Exhausted(
+            f"{ctx.actor} has {quotas.per_agent:,} rules, the most an agent can have",
             hint="delete some with routing_delete_rule, or give them a ttl_s",
         )
 

@@ -16,6 +16,7 @@ from ksi_mcp.ids import OrchestrationId, RootId
 from ksi_mcp.permissions import OPERATOR, SYSTEM, Actor, Context, actor_of
 from ksi_mcp.routing.choosing import choose, take_turn
 from ksi_mcp.routing.collecting import Collected, collect, within_limit
+from ksi_mcp.routing.governance import keeps_from
 from ksi_mcp.routing.index import RuleTable
 from ksi_mcp.routing.kept import keep
 from ksi_mcp.routing.matching import Match, agent_of, judge, mapping_failed, scope_of
@@ -113,18 +114,23 @@ class EventDelivery:
 
     def run(self, table: RuleTable) -> int:
         """Deliver to everybody who hears the event, by priority; how many deliveries were made."""
-        delivered, closed = 0, False
+        delivered, first = 0, list[Rule]()
+
+        def is_open(rule: Rule) -> bool:
+            return not any(keeps_from(self._tx, each, rule) for each in first)
+
         for match in judge(table, self._event, now_ms=self._tx.now_ms, name_of=self._name_of):
             if self._over:
                 break
             match match.outcome:
                 case "collects":
                     delivered += self._collect(match)
-                case "fires" if not closed:
+                case "fires" if is_open(match.rule):
                     made = self.deliver(match.rule, match.data or {})
                     delivered += made
-                    closed = match.rule.exclusive and made > 0
-                case "condition_failed" | "mapping_failed" if not closed or match.rule.join is not None:
+                    if match.rule.exclusive and made > 0:
+                        first.append(match.rule)
+                case "condition_failed" | "mapping_failed" if match.rule.join is not None or is_open(match.rule):
                     self._failed(match, match.outcome)
                 case _:
                     pass
@@ -198,7 +204,7 @@ class EventDelivery:
         return (target,)
 
     def _within_rate(self, rule: Rule, rate: Rate) -> bool:
-        values = {"rule_id": rule.rule_id, "per_ms": round(rate.per_s * 1000), "now_ms": self._tx.now_ms}
+        values = {"rule_id": rule.rule_id, "per_ms": rate.per_ms, "now_ms": self._tx.now_ms}
         row = self._tx.one("routing.take_rate", values)
         seen = 1 if row is None else int(row["in_window"])
         if seen <= rate.count:

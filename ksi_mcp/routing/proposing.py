@@ -111,7 +111,7 @@ def with_changes(
             check_not_command(draft.target, is_command)
             settled = _settled(tx, ctx, draft)
             kept = was is not None and not (isinstance(change, Update) and "ttl_s" in change.updates)
-            by = str(ctx.actor) if was is None else was.created_by
+            by = str(ctx.actor) if was is None else governance.author(tx, ctx, was)
             rule = rule_of_draft(settled, draft, was, now_ms=began_ms, rule_id=rule_id, by=by)
             rules[rule_id] = replace(rule, expires_at_ms=was.expires_at_ms) if kept and was is not None else rule
     return replace(table, rules=rules, since=since)

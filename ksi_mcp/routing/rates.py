@@ -20,6 +20,11 @@ class Rate:
     per_s: float
 
     @property
+    def per_ms(self) -> int:
+        """How long a window is in ms; at least one, so that no window is so short that the rate bounds nothing."""
+        return max(1, round(self.per_s * 1000))
+
+    @property
     def shown(self) -> dict[str, Any]:
         """As it is written and stored."""
         return {"count": self.count, "per_s": self.per_s}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ksi_mcp.agents import reach
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid
 from ksi_mcp.events.model import Event, event_of
@@ -96,6 +97,8 @@ class Recording:
     payloads: Mapping[str, Any] = field(default_factory=dict)
     """What recorded deliveries carried, by `ref`: an event's data or a turn's prompt."""
     missing: tuple[str, ...] = ()
+    families: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Who is below an agent, of those whose exclusive rules may keep events from others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +150,7 @@ def read_range(tx: Tx, wanted: Wanted) -> Range:
 
 
 def read_recording(
-    tx: Tx, found: Range, *, targets: Iterable[str], doubtful: frozenset[str], by_load: bool
+    tx: Tx, found: Range, *, targets: Iterable[str], firsts: Iterable[str], doubtful: frozenset[str], by_load: bool
 ) -> Recording:
     """Everything else about these events.
 
@@ -155,6 +158,7 @@ def read_recording(
         tx: a transaction that reads.
         found: the events.
         targets: the agents that rules of the table speak of.
+        firsts: the agents that made exclusive rules.
         doubtful: the rules whose deliveries have to be compared by what they carried.
         by_load: whether it matters how busy agents were.
     """
@@ -187,6 +191,7 @@ def read_recording(
         pending={agent: frozenset(turns) for agent, turns in pending.items()},
         payloads=_payloads(tx, refs),
         missing=tuple(missing),
+        families={agent_id: reach.family(tx, agent_id) for agent_id in firsts},
     )
 
 

@@ -20,7 +20,7 @@ from ksi_mcp.clock import Clock
 from ksi_mcp.db import Tx
 from ksi_mcp.db.sqlite import MEMORY, open_sqlite
 from ksi_mcp.events.journal import Journal
-from ksi_mcp.permissions import Context
+from ksi_mcp.permissions import Context, actor_of
 from ksi_mcp.providers.script_format import ScriptSpec
 from ksi_mcp.routing import governance, store
 from ksi_mcp.routing.answering import ScriptedAnswers
@@ -108,6 +108,7 @@ def _prepare(tx: Tx, ctx: Context, wants: ReplayWants, is_command: IsCommand) ->
         tx,
         found,
         targets={agent for rule in rules.values() for agent in rule.target.agents},
+        firsts={maker for rule in rules.values() if rule.exclusive and (maker := actor_of(rule.created_by).agent_id)},
         doubtful=doubtful,
         by_load=any(rule.target.mode in ("least_busy", "first_idle") for rule in rules.values()),
     )

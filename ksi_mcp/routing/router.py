@@ -190,7 +190,7 @@ class Router:
         table = self._seen_by(tx)
         viewer = governance.viewer_of(tx, ctx)
         matches = list(judge(table, event, now_ms=tx.now_ms, name_of=lambda agent_id: _name_of(tx, agent_id)))
-        _exclude(matches)
+        _exclude(tx, matches)
         seen = [foresee(tx, match) for match in matches if governance.sees(viewer, match.rule)]
         return Explanation(
             event=event.name,
@@ -284,17 +284,18 @@ class Router:
         return seen
 
 
-def _exclude(matches: list[Match]) -> None:
-    """What an exclusive rule keeps from firing, if it can deliver."""
-    first: Rule | None = None
+def _exclude(tx: Tx, matches: list[Match]) -> None:
+    """What exclusive rules keep from firing, if they can deliver."""
+    firsts: list[Rule] = []
     for place, match in enumerate(matches):
         if match.outcome != "fires":
             continue
+        first = next((each for each in firsts if governance.keeps_from(tx, each, match.rule)), None)
         if first is not None:
             reason = f"rule {first.rule_id!r} is exclusive, and of higher priority"
             matches[place] = replace(match, outcome="excluded", reason=reason, data=None)
         elif match.rule.exclusive:
-            first = match.rule
+            firsts.append(match.rule)
 
 
 def _as_of(rule: Rule, now_ms: int) -> Rule:

@@ -54,7 +54,9 @@ class ScratchTx:
         self._tx = tx
         self._agents = recording.agents
         self._depths = recording.depths
+        self._families = recording.families
         self._answers: Mapping[str, Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]]] = {
+            "agents.is_below": self._is_below,
             "routing.agent": self._agent,
             "routing.orchestration": self._orchestration,
             "routing.loads": self._loads,
@@ -105,6 +107,10 @@ class ScratchTx:
             return ()
         facts = {"agent_id": agent.agent_id, "name": agent.name, "orchestration_id": agent.orchestration_id}
         return ({**facts, "status": "active" if self._lives(agent) else "terminated"},)
+
+    def _is_below(self, values: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        family = self._families.get(values["elder_id"], frozenset())
+        return ({"agent_id": values["elder_id"]},) if values["agent_id"] in family else ()
 
     def _orchestration(self, values: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         depth = self._depths.get(values["orchestration_id"])

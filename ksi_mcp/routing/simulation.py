@@ -251,7 +251,7 @@ class Simulation:
 
     def _set_window(self, rule: Rule, rate: Rate, *, full: bool) -> None:
         row = self._tx.one("routing.state", {"rule_id": rule.rule_id})
-        over = row is None or self._tx.now_ms >= row["window_ms"] + round(rate.per_s * 1000)
+        over = row is None or self._tx.now_ms >= row["window_ms"] + rate.per_ms
         used = 0 if row is None or over else int(row["in_window"])
         if full != (used >= rate.count):
             window = {"window_ms": self._tx.now_ms, "in_window": rate.count if full else 0}

@@ -10,7 +10,7 @@ from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, KsiError
 from ksi_mcp.events.patterns import compile_pattern
 from ksi_mcp.permissions import Context
-from ksi_mcp.routing import damping, store
+from ksi_mcp.routing import damping, governance, store
 from ksi_mcp.routing.editing import Editor, cycle_of, way_round
 from ksi_mcp.routing.index import RuleTable
 from ksi_mcp.routing.rules import CompiledRule, Rule, RuleDraft
@@ -52,8 +52,9 @@ def validate(tx: Tx, ctx: Context, draft: RuleDraft, *, editor: Editor, table: R
     rule = noted(lambda: editor.drafted(tx, ctx, draft))
     if rule is None:
         return Verdict(errors=tuple(errors), conflicts=tuple(conflicts))
-    noted(lambda: editor.check(tx, rule, table))
+    noted(lambda: editor.check(tx, ctx, rule, table))
     links = cycle_of(rule, table, now_ms=tx.now_ms)
+    viewer = governance.viewer_of(tx, ctx)
     other = store.exclusive_like(tx, rule) if rule.exclusive and rule.enabled else None
     if other is not None:
         conflicts.append(other.rule_id)
@@ -61,13 +62,15 @@ def validate(tx: Tx, ctx: Context, draft: RuleDraft, *, editor: Editor, table: R
             errors.append(editor.conflict(rule, other))
     return Verdict(
         errors=tuple(errors),
-        warnings=tuple(_warnings(tx, rule, table, editor, given_id=draft.rule_id)),
+        warnings=tuple(_warnings(tx, rule, table, editor, viewer, given_id=draft.rule_id)),
         conflicts=tuple(conflicts),
-        cycle=() if links is None else tuple(way_round(rule, links)),
+        cycle=() if links is None else tuple(way_round(rule, links, table, viewer)),
     )
 
 
-def _warnings(tx: Tx, rule: Rule, table: RuleTable, editor: Editor, *, given_id: str | None) -> Iterator[str]:
+def _warnings(
+    tx: Tx, rule: Rule, table: RuleTable, editor: Editor, viewer: store.Viewer | None, *, given_id: str | None
+) -> Iterator[str]:
     if not rule.enabled:
         yield "it is not enabled: it does nothing until it is"
     if rule.source_pattern in ("*", "**") and rule.source_agent is None and rule.condition is None:
@@ -75,16 +78,25 @@ def _warnings(tx: Tx, rule: Rule, table: RuleTable, editor: Editor, *, given_id:
     for name in rule.target.events:
         if not any(_hears(each, tx.now_ms) for each in table.candidates(name)):
             yield f"no rule hears {name} so far: it is recorded, and wakes nobody"
-    ahead = sorted((each.rule for each in _exclusive_before(rule, table, tx.now_ms)), key=Rule.order)
+    ahead = sorted((each.rule for each in _exclusive_before(tx, rule, table)), key=Rule.order)
     if len(ahead) > MAX_NAMED:
         yield f"{len(ahead)} exclusive rules of higher priority may keep events from it; the first of them follow"
     for other in ahead[:MAX_NAMED]:
+        if not governance.sees(viewer, other):
+            yield "an exclusive rule that you may not see may keep events from it"
+            continue
         yield (
             f"rule {other.rule_id!r} ({other.source_pattern}) is exclusive at priority {other.priority}: where it"
             " delivers an event, this one does not"
         )
     if rule.exclusive and rule.enabled:
-        after = [each.rule.rule_id for each in _overlapping(rule, table, tx.now_ms) if rule.order() < each.rule.order()]
+        after = [
+            each.rule.rule_id
+            for each in _overlapping(rule, table, tx.now_ms)
+            if rule.order() < each.rule.order()
+            and governance.sees(viewer, each.rule)
+            and governance.keeps_from(tx, rule, each.rule)
+        ]
         if after:
             listed = ", ".join(sorted(after)[:MAX_NAMED])
             yield f"it keeps what it delivers from {len(after)} of lower priority: {listed}"
@@ -97,9 +109,9 @@ def _warnings(tx: Tx, rule: Rule, table: RuleTable, editor: Editor, *, given_id:
             yield f"with this it was changed {found.changes} times of late: it is frozen then for a while"
 
 
-def _exclusive_before(rule: Rule, table: RuleTable, now_ms: int) -> Iterator[CompiledRule]:
-    for each in _overlapping(rule, table, now_ms):
-        if each.rule.exclusive and each.rule.order() < rule.order():
+def _exclusive_before(tx: Tx, rule: Rule, table: RuleTable) -> Iterator[CompiledRule]:
+    for each in _overlapping(rule, table, tx.now_ms):
+        if each.rule.exclusive and each.rule.order() < rule.order() and governance.keeps_from(tx, each.rule, rule):
             yield each
 
 

@@ -22,11 +22,16 @@ from ksi_mcp.tools.views import EventView, at
 from ksi_mcp.tools.waiting import MAX_WAIT_S
 
 MAX_DELAY_S = 30 * 86_400
+MAX_NAMED: Final = 100
+"""Rules that an answer names."""
 _FAILS: Final = frozenset({"condition_failed", "mapping_failed"})
 
 
 class Emitted(View):
-    """What became of an emitted event. `unheard`: no rule hears it. `routing_paused`: it waits, by safe mode."""
+    """What became of an emitted event. `unheard`: no rule hears it. `routing_paused`: it waits, by safe mode.
+
+    `rules_left_out`: so many more hear it, or cannot deliver it, than are named.
+    """
 
     event: str
     event_id: int | None = None
@@ -35,6 +40,7 @@ class Emitted(View):
     unheard: bool | None = None
     failing: list[str] | None = None
     """Rules that hear it and cannot deliver, with the reason."""
+    rules_left_out: int | None = None
     routing_paused: bool | None = None
     did_you_mean: str | None = None
     delayed_until: str | None = None
@@ -136,14 +142,15 @@ async def event_emit(
         recorded = call.svc.journal.record(tx, event, payload, call.ctx, orchestration_id=run)
         found = call.svc.router.preview(tx, call.ctx, recorded)
         unheard = not found.fires and not found.hidden
+        failing = [match for match in found.losers if match.outcome in _FAILS]
         return Emitted(
             event=event,
             event_id=recorded.event_id,
-            matched_rules=[match.rule.rule_id for match in found.fires],
+            matched_rules=[match.rule.rule_id for match in found.fires[:MAX_NAMED]],
             delivered=sum(_places(match) for match in found.fires) + found.hidden,
             unheard=unheard or None,
-            failing=[f"{match.rule.rule_id}: {match.reason}"[:300] for match in found.losers if match.outcome in _FAILS]
-            or None,
+            failing=[f"{match.rule.rule_id}: {match.reason}"[:300] for match in failing[:MAX_NAMED]] or None,
+            rules_left_out=sum(max(len(each) - MAX_NAMED, 0) for each in (found.fires, failing)) or None,
             routing_paused=call.svc.router.is_paused(tx) or None,
             did_you_mean=call.toolbox.nearest_command(event) if unheard else None,
         )

@@ -15,9 +15,12 @@ from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.events import run_of
 from ksi_mcp.tools.routing_table import MAX_CHANGES, change_of
 from ksi_mcp.tools.tool import View, tool
+from ksi_mcp.tools.views import first_of
 
 MAX_PAYLOAD_CHARS = 1_000
 """Of what a delivery carries, as it is shown here."""
+MAX_SHOWN_CHARS = 32_000
+"""Of all differences: cut in the middle the answer would be none."""
 MAX_EVENT_ID = 2**53
 """The largest number that every client can hold."""
 
@@ -127,6 +130,7 @@ async def event_replay(
         is_command=lambda name: call.toolbox.command(name) is not None,
     )
     differences = found.outcome.differences
+    shown, _ = first_of(map(DifferenceView.of, differences[:limit]), MAX_SHOWN_CHARS)
     return ReplayView(
         from_event=found.from_event,
         to_event=found.to_event,
@@ -135,8 +139,8 @@ async def event_replay(
         complete=not found.missing,
         missing=list(found.missing) or None,
         census=dict(found.outcome.census),
-        differences=[DifferenceView.of(each) for each in differences[:limit]],
-        left_out=max(len(differences) - limit, 0) or None,
+        differences=shown,
+        left_out=len(differences) - len(shown) or None,
         notes=list(found.notes) or None,
         digest=found.digest,
     )

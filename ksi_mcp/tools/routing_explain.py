@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -15,6 +16,12 @@ from ksi_mcp.routing.matching import Match
 from ksi_mcp.routing.router import Explanation
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.tool import View, tool
+from ksi_mcp.tools.views import first_of
+
+MAX_PAYLOAD_CHARS: Final = 6_000
+"""Of the data of an event, and of what one rule makes of it."""
+MAX_LIST_CHARS: Final = 9_000
+"""Of each list of rules or deliveries, but for its first entry: what is cut in the middle explains nothing."""
 
 
 class MatchView(View):
@@ -25,7 +32,7 @@ class MatchView(View):
     reason: str | None = None
     target: str
     priority: int
-    payload: dict[str, Any] | None = None
+    payload: dict[str, Any] | str | None = None
 
     @classmethod
     def of(cls, match: Match) -> MatchView:
@@ -36,7 +43,7 @@ class MatchView(View):
             reason=match.reason,
             target=str(match.rule.target),
             priority=match.rule.priority,
-            payload=match.data,
+            payload=_cut(match.data),
         )
 
 
@@ -73,33 +80,47 @@ class ExplainView(View):
     """Which rules fire for an event, in order and with what payload; which do not, and why.
 
     Of a recorded event also its data, what was `delivered` then, and the rules that were changed since: by those that
-    `fires` and `not_firing` may differ from what was done.
+    `fires` and `not_firing` may differ from what was done. `left_out`: what is too much to be shown, by list.
     """
 
     event: str
-    data: dict[str, Any] | None = None
+    data: dict[str, Any] | str | None = None
     delivered: list[WentView] | None = None
     not_delivered_yet: bool | None = None
     table_changed_since: list[str] | None = None
     fires: list[MatchView]
     not_firing: list[MatchView]
+    left_out: dict[str, int] | None = None
     rules_hidden_from_you: int | None = None
     table_version: int
 
     @classmethod
     def of(cls, found: Explanation, recorded: Event | None = None, past: Past | None = None) -> ExplainView:
         """From the records; `recorded` and `past` for an event that there was."""
+        fires, fires_more = first_of(map(MatchView.of, found.fires), MAX_LIST_CHARS)
+        losers, losers_more = first_of(map(MatchView.of, found.losers), MAX_LIST_CHARS)
+        went, went_more = first_of(map(WentView.of, () if past is None else past.went), MAX_LIST_CHARS)
+        left_out = {"fires": fires_more, "not_firing": losers_more, "delivered": went_more}
         return cls(
             event=found.event,
-            data=None if recorded is None else recorded.data,
-            delivered=None if past is None else [WentView.of(went) for went in past.went],
+            data=None if recorded is None else _cut(recorded.data),
+            delivered=None if past is None else went,
             not_delivered_yet=True if past is not None and past.pending else None,
             table_changed_since=None if past is None else list(past.changed) or None,
-            fires=[MatchView.of(match) for match in found.fires],
-            not_firing=[MatchView.of(match) for match in found.losers],
+            fires=fires,
+            not_firing=losers,
+            left_out={name: count for name, count in left_out.items() if count} or None,
             rules_hidden_from_you=found.hidden or None,
             table_version=found.version,
         )
+
+
+def _cut(data: dict[str, Any] | None) -> dict[str, Any] | str | None:
+    """The data, or where it is too large the beginning of its text."""
+    if data is None:
+        return None
+    text = json.dumps(data, ensure_ascii=False)
+    return data if len(text) <= MAX_PAYLOAD_CHARS else f"{text[:MAX_PAYLOAD_CHARS]}..."
 
 
 @tool("routing_explain", needs="base", effects="reads", title="Explain where an event goes", idempotent=True)

@@ -155,6 +155,11 @@ async def routing_redrive(
     letters = call.svc.router.letters
 
     def choose(tx: Tx) -> tuple[list[int], str | None]:
+        if not dry_run and call.svc.router.is_paused(tx):
+            raise Conflict(
+                "routing is paused (safe mode): nothing is delivered",
+                hint="dry_run=true says what would be; redrive when a server has started without it",
+            )
         if ids is not None:
             chosen, more = list(dict.fromkeys(ids)), None
         else:

@@ -17,19 +17,25 @@ from ksi_mcp.routing.versions import RolledBack
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.routing import RuleView, RuleWants, TargetWants, draft_of, published_rule
 from ksi_mcp.tools.tool import View, tool
-from ksi_mcp.tools.views import at
+from ksi_mcp.tools.views import at, first_of
 
 MAX_CHANGES = 200
 MAX_LISTED = 200
 """So many rules of each kind are named by a rollback."""
+MAX_SHOWN_CHARS = 32_000
+"""Of the rules that a call changed: cut in the middle the answer would be none."""
 _OPS = ("add", "modify", "delete")
 
 
 class AppliedView(View):
-    """One new version of the table: the rules that were added or changed, and the ids of those that are gone."""
+    """One new version of the table: the rules that were added or changed, and the ids of those that are gone.
+
+    `left_out` rules were changed as well, and are too much to be shown.
+    """
 
     version: int
     rules: list[RuleView]
+    left_out: int | None = None
     deleted: list[str] | None = None
     dry_run: bool | None = None
 
@@ -175,9 +181,11 @@ async def routing_apply(
 
     def work(tx: Tx) -> AppliedView:
         done = call.svc.router.apply(tx, call.ctx, wanted)
+        shown, left_out = first_of(map(RuleView.of, done.rules), MAX_SHOWN_CHARS)
         view = AppliedView(
             version=done.version,
-            rules=[RuleView.of(rule) for rule in done.rules],
+            rules=shown,
+            left_out=left_out or None,
             deleted=list(done.deleted) or None,
             dry_run=dry_run or None,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ksi_mcp.agents.history import PastTurn
 from ksi_mcp.agents.model import Agent
@@ -13,6 +14,7 @@ from ksi_mcp.events.model import Event
 from ksi_mcp.queues.model import Census, Turn
 from ksi_mcp.tools.tool import View
 
+V = TypeVar("V", bound=View)
 NEXT_OF_PARKED: Final = {
     "answer": "completion_answer(turn, text) ends it with your text; completion_cancel gives it up",
     "budget": "budget_set raises the limit of the account; completion_cancel gives the turn up",
@@ -294,3 +296,17 @@ def _cut(text: str | None, limit: int) -> str | None:
     if text is None or len(text) <= limit:
         return text
     return text[:limit] + f" ... [cut at {limit:,} of {len(text):,} characters]"
+
+
+def first_of(views: Iterable[V], chars: int) -> tuple[list[V], int]:
+    """As many as there is room for in so many characters, the first in any case; and how many are left out."""
+    shown: list[V] = []
+    left_out = 0
+    for view in views:
+        if chars > 0:
+            chars -= len(view.model_dump_json(exclude_none=True))
+        if shown and chars <= 0:
+            chars, left_out = 0, left_out + 1
+        else:
+            shown.append(view)
+    return shown, left_out

@@ -102,6 +102,56 @@ async def test_a_child_spends_from_the_account_of_its_spawner_whatever_it_was_pr
         house.books()
 
 
+async def test_what_is_in_the_way_of_a_rule_tells_nothing_of_rules_of_another_run(open_house) -> None:
+    async with open_house() as house:
+        for run in ("o_1", "o_2"):
+            await house.run(run)
+        able = {"routing": {"routing_level": "orchestration"}}
+        theirs = await house.spawn("theirs", EVERY, orchestration="o_1", **able)
+        agent = await house.spawn("a", EVERY, orchestration="o_2", **able)
+        rule = {"source_pattern": "plan:*", "target": "secret:step", "scope": "orchestration:o_1"}
+        await house.call("routing_add_rule", rule_id="secret1", **rule, exclusive=True, priority=900)
+        back = {**rule, "source_pattern": "secret:*", "target": "plan:next", "priority": 800}
+        text = await refused(house, Refused, theirs, "routing_add_rule", rule_id="secret2", **back)
+        assert "plan:next [secret2] -> secret:step [secret1] -> secret:*" in text
+        wanted = {"source_pattern": "secret:step", "target": "plan:next"}
+        text = await refused(house, Refused, agent, "routing_add_rule", **wanted)
+        told = await act(house, agent, "routing_validate_rule", **wanted)
+        assert told["cycle"][2] == "? [a rule that you may not see]"
+        more = await act(house, agent, "routing_validate_rule", source_pattern="plan:*", target="note:x")
+        last = {"source_pattern": "plan:*", "target": "note:x", "priority": 950, "exclusive": True}
+        most = await act(house, agent, "routing_validate_rule", **last)
+        assert more["warnings"][1:] == ["an exclusive rule that you may not see may keep events from it"]
+        assert "secret1" not in f"{text} {told} {more} {most}"
+        shown = await house.call("routing_validate_rule", **wanted)
+        assert shown["cycle"][2] == "secret:step [secret1]"
+
+
+async def test_an_exclusive_rule_of_an_agents_hides_nothing_from_those_above_it(open_house) -> None:
+    async with open_house() as house:
+        boss = await house.spawn("boss", EVERY)
+        kid = await house.spawn("kid", EVERY, parent="boss", routing={"routing_level": "self"})
+        heard = {"source_pattern": "completion:result", "source_agent": kid}
+        await house.call("routing_add_rule", rule_id="yours", **heard, target="log:yours", scope=f"agent:{kid}")
+        await act(house, boss, "routing_add_rule", rule_id="above", **heard, target="log:above")
+        await act(house, kid, "routing_add_rule", rule_id="own", **heard, target="log:own")
+        first = {"target": "log:first", "exclusive": True, "priority": 10_000}
+        await act(house, kid, "routing_add_rule", rule_id="first", **heard, **first)
+        await house.ask("kid")
+        await settled(house)
+        told = "SELECT name FROM event WHERE name LIKE 'log:%' ORDER BY name"
+        assert house.rows(told) == [("log:above",), ("log:first",), ("log:yours",)]
+        (event,) = house.rows("SELECT event_id FROM event WHERE name = 'completion:result'")
+        seen = await house.call("routing_explain", event_id=event[0])
+        assert [each["rule_id"] for each in seen["fires"]] == ["first", "above", "yours"]
+        assert [each["rule_id"] for each in seen["not_firing"]] == ["own"]
+        await act(house, boss, "routing_add_rule", rule_id="boss", **heard, **{**first, "priority": 9_000})
+        await house.ask("kid")
+        await settled(house)
+        assert len(house.rows("SELECT event_id FROM event WHERE name = 'log:above'")) == 1  # its own, it may hide
+        assert len(house.rows("SELECT event_id FROM event WHERE name = 'log:yours'")) == 2
+
+
 # -- who it says it is ------------------------------------------------------------------------------
 
 
@@ -147,6 +197,46 @@ async def test_a_rule_of_the_operators_that_an_agent_rewrote_speaks_for_the_agen
         assert house.rows("SELECT source FROM event WHERE name = 'approval:given'") == [(f"agent:{agent}",)]
         await house.call("routing_modify_rule", rule_id="r", updates={"priority": 1})  # that makes it nobody else's
         assert house.rows("SELECT created_by FROM rule") == [(f"agent:{agent}",)]
+
+
+@pytest.mark.parametrize("maker", ["peer", "parent"])
+async def test_a_rule_of_a_peers_or_a_parents_that_an_agent_rewrote_speaks_for_the_agent(
+    open_house, maker: str
+) -> None:
+    async with open_house() as house:
+        await house.run("o_1")
+        able = {"orchestration": "o_1", "routing": {"routing_level": "orchestration"}}
+        made = await house.spawn(maker, EVERY, **able)
+        above = {"parent": maker} if maker == "parent" else {}
+        agent = await house.spawn("a", EVERY, **above, **able)
+        await act(house, made, "routing_add_rule", rule_id="r", source_pattern="pay:*", target="approval:given")
+        words = {"source_agent": agent, "mapping": {"usd": 1_000_000}}
+        await act(house, agent, "routing_modify_rule", rule_id="r", updates=words)
+        await act(house, agent, "event_emit", event="pay:now")
+        await settled(house)
+        assert house.rows("SELECT source FROM event WHERE name = 'approval:given'") == [(f"agent:{agent}",)]
+        assert house.rows("SELECT created_by FROM rule") == [(f"agent:{agent}",)]
+
+
+async def test_a_rule_of_a_childs_that_its_parent_rewrote_speaks_for_the_child_still(open_house) -> None:
+    async with open_house() as house:
+        boss = await house.spawn("boss", EVERY)
+        kid = await house.spawn("kid", EVERY, parent="boss")
+        await act(house, kid, "routing_add_rule", rule_id="r", source_pattern="pay:*", target="note:asked")
+        await act(house, boss, "routing_modify_rule", rule_id="r", updates={"priority": 7})
+        assert house.rows("SELECT created_by FROM rule") == [(f"agent:{kid}",)]
+
+
+async def test_a_rule_that_becomes_an_agents_by_a_change_counts_as_its_own(open_house) -> None:
+    async with open_house() as house:
+        house.app.services.router._editor.quotas = Quotas(per_agent=1)
+        await house.run("o_1")
+        able = {"orchestration": "o_1", "routing": {"routing_level": "orchestration"}}
+        peer, agent = await house.spawn("peer", EVERY, **able), await house.spawn("a", EVERY, **able)
+        for maker, rule_id in ((peer, "r"), (agent, "own")):
+            await act(house, maker, "routing_add_rule", rule_id=rule_id, source_pattern="pay:*", target="note:asked")
+        text = await refused(house, Exhausted, agent, "routing_modify_rule", rule_id="r", updates={"priority": 7})
+        assert "has 1 rules, the most an agent can have" in text
 
 
 async def test_what_an_agent_does_in_its_own_turn_is_held_to_its_reach_and_the_model_is_told(open_house) -> None:

@@ -169,6 +169,14 @@ async def test_a_join_collects_in_spite_of_an_exclusive_rule(open_table) -> None
         assert len(await t.data("log:first")) == 2
 
 
+async def test_a_rate_in_a_window_of_less_than_a_millisecond_bounds_all_the_same(open_table) -> None:
+    async with open_table() as t:
+        await t.rule("task:*", "log:a", rate={"count": 1, "per_s": 0.0001})
+        for _ in range(3):
+            await t.emit("task:new")
+        assert len(await t.data("log:a")) == 1  # its clock stands still
+
+
 async def test_beyond_its_rate_a_rule_delivers_nothing_and_says_so_once_a_window(open_table) -> None:
     async with open_table() as t:
         rule = await t.rule("task:*", ["log:a", "log:b"], rate={"count": 2, "per_s": 10})

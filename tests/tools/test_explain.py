@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from ksi_mcp.errors import NotFound
+from ksi_mcp.errors import Conflict, NotFound
 from ksi_mcp.permissions import agent_actor, fresh_context
+from ksi_mcp.tools.call import MAX_RESULT_CHARS
 
 
 async def settled(house: Any) -> None:
@@ -88,3 +90,52 @@ async def test_who_emits_hears_how_many_deliveries_are_due_and_which_rules_canno
         (failing,) = sent["failing"]
         assert failing.startswith("bad: ")
         assert "data.n" in failing
+
+
+async def test_an_answer_about_very_many_rules_is_not_cut_in_the_middle(open_house) -> None:
+    async with open_house() as house:
+        for name, more in (("fires", {}), ("loses", {"condition": "data.x == 2"}), ("fails", {"condition": "data.y"})):
+            rules = [
+                {"op": "add", "rule_id": f"{name}.{n}", "source_pattern": "big:one", "target": f"log:{n}", **more}
+                for n in range(150)
+            ]
+            await house.call("routing_apply", changes=rules)
+        sent = await house.call("event_emit", event="big:one", data={"x": 1, "text": "x" * 10_000})
+        assert (len(sent["matched_rules"]), sent["delivered"], sent["rules_left_out"]) == (100, 150, 100)
+        assert len(json.dumps(sent)) < MAX_RESULT_CHARS
+        await settled(house)
+        told = await house.call("routing_explain", event_id=sent["event_id"])
+        assert len(json.dumps(told)) < MAX_RESULT_CHARS
+        assert told["data"].startswith('{"x": 1, "text": "xxx')
+        for kind, count in (("fires", 150), ("not_firing", 300), ("delivered", 150)):
+            assert len(told[kind]) + told["left_out"][kind] >= count, kind
+        assert told["fires"][0]["rule_id"] == "fires.0"
+
+
+async def test_what_many_large_changes_come_to_and_would_have_come_to_is_not_cut_in_the_middle(open_house) -> None:
+    async with open_house() as house:
+        event_id = await emitted(house, "big:one", text="x" * 5_000)
+        rule = {"op": "add", "source_pattern": "big:one"}
+        changes = [{**rule, "target": f"log:{n}", "metadata": {"why": "y" * 3_000}} for n in range(100)]
+        range_ = {"from_event": event_id, "to_event": event_id, "limit": 500}
+        found = await house.call("event_replay", **range_, changes=changes)
+        assert len(found["differences"]) + found["left_out"] == found["census"]["added"] == 100
+        made = await house.call("routing_apply", changes=changes)
+        assert len(made["rules"]) + made["left_out"] == 100
+        assert max(len(json.dumps(found)), len(json.dumps(made))) < MAX_RESULT_CHARS
+
+
+async def test_in_safe_mode_no_dead_letter_is_redriven(open_house) -> None:
+    async with open_house() as house:
+        mapping = {"mapping": {"n": "{{data.n}}"}}
+        await house.call("routing_add_rule", rule_id="r", source_pattern="a:b", target="log:x", **mapping)
+        await emitted(house, "a:b")
+        await house.call("routing_modify_rule", rule_id="r", updates={"mapping": None})
+        journal, router = house.app.services.journal, house.app.services.router
+        await journal.commit(lambda tx: router.set_paused(tx, paused=True))
+        with pytest.raises(Conflict, match="safe mode"):
+            await house.call("routing_redrive", rule_id="r")
+        assert (await house.call("routing_redrive", rule_id="r", dry_run=True))["ok"] == 1
+        assert house.events("log:x", "routing:redriven") == []
+        await journal.commit(lambda tx: router.set_paused(tx, paused=False))
+        assert (await house.call("routing_redrive", rule_id="r"))["ok"] == 1

@@ -139,3 +139,22 @@ async def test_a_long_range_is_cut_where_it_ends_and_says_so(
     assert (part["complete"], part["to_event"], part["census"]["events"]) == (False, 20, 20)
     assert "go on from there" in part["missing"][0]
     assert (rest["complete"], rest["census"]["events"]) == (True, 10)
+
+
+async def test_what_an_exclusive_rule_of_a_parents_keeps_from_its_child_stays_so_in_a_replay(
+    open_house: OpenHouse,
+) -> None:
+    async with open_house() as house:
+        able = ("base", "routing_control")
+        boss, kid = await house.spawn("boss", able), await house.spawn("kid", able, parent="boss")
+
+        async def act(agent: str, tool: str, **args: Any) -> dict[str, Any]:
+            return dict((await house.app.toolbox.call(fresh_context(agent_actor(agent)), tool, args)).data)
+
+        first = {"source_agent": kid, "target": "log:first", "exclusive": True, "priority": 900}
+        await act(boss, "routing_add_rule", rule_id="first", source_pattern="w:*", **first)
+        await act(kid, "routing_add_rule", rule_id="own", source_pattern="w:*", target="log:own")
+        event_id = (await act(kid, "event_emit", event="w:x"))["event_id"]
+        await house.until(lambda: house.rows("SELECT * FROM outbox") == [])
+        found = await house.call("event_replay", from_event=event_id, to_event=event_id)
+        assert (found["differences"], found["census"]["same"]) == ([], 1)
