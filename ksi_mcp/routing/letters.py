@@ -150,7 +150,10 @@ class _Redelivery(EventDelivery):
 
     def _authority(self, rule: Rule) -> Actor:
         lower = authority(self._tx, rule, self._event)
-        return self._by if self._by.kind == "agent" and lower.kind != "agent" else lower
+        by = self._by.agent_id
+        if by is None or (lower.agent_id is not None and not reach.is_below(self._tx, by, lower.agent_id)):
+            return lower
+        return self._by
 
     def _count(self, rule: Rule, **counts: int) -> None:
         pass

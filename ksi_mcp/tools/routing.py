@@ -192,6 +192,7 @@ async def routing_add_rule(
     exclusive: bool = False,
     rate: Annotated[dict[str, Any] | None, Field(description="{count, per_s}")] = None,
     join: Annotated[dict[str, Any] | None, Field(description="{all_of: [patterns], by: template, timeout_s}")] = None,
+    modifiable: Annotated[bool, Field(description="false: agents cannot change it, but its author")] = True,
 ) -> RuleView:
     """Send every event that matches, from now on, to an event name or an agent (which gets a turn). Returns the rule.
 
@@ -214,6 +215,7 @@ async def routing_add_rule(
         exclusive=exclusive,
         rate=rate,
         join=join,
+        modifiable=modifiable,
     )
     draft = draft_of(wants)
     await call.svc.router.refresh()

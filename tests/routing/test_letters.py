@@ -390,6 +390,29 @@ async def test_what_an_agent_redrives_of_the_operators_making_is_of_the_agents_a
         assert seen.source == f"agent:{boss}"
 
 
+async def test_who_redrives_what_is_of_somebody_above_does_so_on_its_own_authority() -> None:
+    async with house() as h:
+        agents: dict[str, str] = {}
+        for name, parent in (("boss", None), ("child", "boss")):
+            spec = AgentSpec(
+                name=name, system="You help.", provider="scripted", model="m", settings=AgentSettings(),
+                parent_id=agents.get(parent or ""), capabilities=frozenset({"base", "routing_control"}),
+                routing_level="global",
+            )  # fmt: skip
+            made = await h.journal.commit(lambda tx, spec=spec: h.roster.spawn(tx, h.ctx, spec))
+            agents[name] = made.agent_id
+        boss, child = as_agent(agents["boss"]), as_agent(agents["child"])
+        rule = await h.rule("task:*", "log:seen", boss, mapping={"n": "{{data.missing}}"})
+        await h.emit("task:new", {}, boss)
+        await h.emit("task:new", {}, boss)
+        await h.modify(rule, mapping=None)
+        first, second = await h.letters()
+        assert (await h.redrive(first.dead_id, child)).outcome == "delivered"
+        assert (await h.redrive(second.dead_id, boss)).outcome == "delivered"
+        sources = {each.source for each in await h.events("log:seen")}
+        assert sources == {f"agent:{agents['child']}", f"agent:{agents['boss']}"}
+
+
 async def test_an_event_whose_whole_delivery_failed_goes_through_the_table_again_for_the_operator_only() -> None:
     async with house() as h:
         boss = await h.agent("boss", None, "routing_control")

@@ -295,3 +295,17 @@ async def test_an_agent_with_a_thousand_rules_cannot_spawn_its_way_around_the_qu
         with pytest.raises(Exhausted, match="the most an agent can have"):
             await as_agent(house, boss, "agent_spawn", **child(rules=[{"source_pattern": "z:z", "target": "self"}]))
         assert len(rules(house)) == 1_000
+
+
+async def test_a_rule_can_be_added_that_no_agent_changes(open_house) -> None:
+    async with open_house() as house:
+        boss = await house.spawn("boss", ("base", "routing_control"))
+        made = {"rule_id": "kept", "source_pattern": "task:*", "source_agent": boss, "target": "note:x"}
+        assert (await house.call("routing_add_rule", **made, scope=f"agent:{boss}", modifiable=False))[
+            "modifiable"
+        ] is False
+        ctx = fresh_context(agent_actor(boss))
+        change = {"rule_id": "kept", "updates": {"priority": 1}}
+        with pytest.raises(Refused, match="not modifiable"):
+            await house.app.toolbox.call(ctx, "routing_modify_rule", change)
+        assert (await house.call("routing_modify_rule", **change))["priority"] == 1
