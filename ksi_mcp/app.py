@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -297,10 +296,3 @@ def _make_private(database: Path) -> None:
     """Conversations are nobody else's, even in a folder that others can enter; SQLite's other files take its mode."""
     with contextlib.suppress(OSError):  # it is there, or opening it will say what is wrong
         os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
-@asynccontextmanager
-async def open_app(home: Home, options: AppOptions | None = None) -> AsyncIterator[App]:
-    """Open an application on a data folder and close it again."""
-    async with App(home, options) as app:
-        yield app

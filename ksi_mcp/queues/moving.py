@@ -102,11 +102,6 @@ def put_first(
     return queues.get(tx, turn.turn_id)
 
 
-def enqueue_parked(tx: Tx, queues: SessionQueues, draft: TurnDraft, question: dict[str, Any]) -> Turn:
-    """Put a turn first that no model answers, but a person or a client with `completion_answer`."""
-    return put_first(tx, queues, draft, rescues=0, question=question)
-
-
 def put_last(tx: Tx, queues: SessionQueues, draft: TurnDraft, *, rescues: int) -> Turn:
     """Put a turn that another one was the reason for at the end of its session."""
     turn = queues.enqueue(tx, draft)

@@ -229,7 +229,7 @@ def test_a_rescued_prompt_goes_before_all_that_wait_and_behind_what_was_begun(tx
 def test_a_question_is_parked_as_soon_as_it_stands_first(tx: SqliteTx) -> None:
     put(tx, "a")
     running, behind = claim(tx)["a"], put(tx, "a")
-    asked = moving.enqueue_parked(tx, SessionQueues(), draft("a"), {"text": "what now?"})
+    asked = moving.put_first(tx, SessionQueues(), draft("a"), rescues=0, question={"text": "what now?"})
     assert asked.state == "queued"
     SessionQueues().finish(tx, running, state="done")
     asked = SessionQueues().get(tx, asked.turn_id)
@@ -237,7 +237,7 @@ def test_a_question_is_parked_as_soon_as_it_stands_first(tx: SqliteTx) -> None:
     assert claim(tx) == {}
     SessionQueues().answer_parked(tx, asked.turn_id, text="go on", by="operator")
     assert claim(tx)["a"].turn_id == behind
-    empty = moving.enqueue_parked(tx, SessionQueues(), draft("b"), {"text": "?"})
+    empty = moving.put_first(tx, SessionQueues(), draft("b"), rescues=0, question={"text": "?"})
     assert (empty.state, [turn.turn_id for turn in SessionQueues().parked(tx, None)]) == ("parked", [empty.turn_id])
     lawful(tx)
 
