@@ -3,6 +3,8 @@
     async with SimServer(Script(spec)) as sim:
         provider = AnthropicProvider("any key", sim.url)
 
+It speaks OpenAI's chat completions too: `OpenAICompatibleProvider(None, f"{sim.url}/v1")`.
+
 Answers, tool calls, latency and faults come from `ksi_mcp/providers/script_format.py`; the agent is the request's
 `metadata.user_id`. The simulator records what it was asked: `SimServer.log`, or `GET /_sim/log`.
 """
@@ -68,6 +70,11 @@ class SimServer:
     def max_in_flight(self) -> int:
         """The most requests that were under way at once."""
         return self._simulator.log.max_in_flight
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections clients hold."""
+        return len(self._server.server_state.connections) if self._server is not None else 0
 
     async def idle(self) -> None:
         """Wait until no request is under way."""

@@ -1,4 +1,4 @@
-"""The simulated Messages API as an ASGI app: `sim.py` puts it behind a socket."""
+"""The simulated APIs as an ASGI app: `sim.py` puts it behind a socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from ksi_mcp.clock import Clock
 from ksi_mcp.errors import Invalid
 from ksi_mcp.providers.base import Request
 from ksi_mcp.providers.script import Planned, Script, Situation, request_tokens
+from ksi_mcp.web import sim_openai
 from ksi_mcp.web import sim_wire as wire
+from ksi_mcp.web.sim_batches import SimBatches
+from ksi_mcp.web.sim_dialect import Dialect, MessagesDialect
+from ksi_mcp.web.sim_openai import ChatDialect
 
 MAX_BODY_BYTES: Final = 32_000_000
 _LOGGED: Final = 10_000
@@ -104,12 +108,15 @@ class Simulator:
         self.cut: Callable[[Scope], bool] = lambda _: False
         self._tokens = self._burst()
         self._refilled_s = clock.monotonic_s()
+        self._batches = SimBatches(script, clock, read_body=read_body, headers=self.headers, admit=self.admit)
 
     def app(self) -> Starlette:
         """The API as an ASGI app."""
         return Starlette(
             routes=[
                 Route("/v1/messages", self._messages, methods=["POST"]),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                *self._batches.routes(),
                 Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
                 Route("/v1/models", self._models, methods=["GET"]),
                 Route("/v1/models/{model}", self._model, methods=["GET"]),
@@ -154,7 +161,10 @@ class Simulator:
         return max(1.0, self.limits.requests_per_second or 1.0)
 
     async def _messages(self, http: HttpRequest) -> Response:
-        return _Exchange(self, http)
+        return _Exchange(self, http, MessagesDialect())
+
+    async def _chat(self, http: HttpRequest) -> Response:
+        return _Exchange(self, http, ChatDialect())
 
     async def _count_tokens(self, http: HttpRequest) -> Response:
         try:
@@ -163,11 +173,14 @@ class Simulator:
             return self.refusal(error, "req_count")
         return JSONResponse({"input_tokens": request_tokens(request)}, headers=self.headers("req_count"))
 
-    async def _models(self, _: HttpRequest) -> Response:
-        return JSONResponse(wire.models_body(), headers=self.headers("req_models"))
+    async def _models(self, http: HttpRequest) -> Response:
+        body = wire.models_body() if _asks_anthropic(http) else sim_openai.models_body()
+        return JSONResponse(body, headers=self.headers("req_models"))
 
     async def _model(self, http: HttpRequest) -> Response:
-        return JSONResponse(wire.model_body(http.path_params["model"]), headers=self.headers("req_model"))
+        model = http.path_params["model"]
+        body = wire.model_body(model) if _asks_anthropic(http) else sim_openai.model_body(model)
+        return JSONResponse(body, headers=self.headers("req_model"))
 
     async def _show_log(self, _: HttpRequest) -> Response:
         log = self.log
@@ -180,20 +193,22 @@ class Simulator:
             }
         )
 
-    def refusal(self, error: wire.WireError, request_id: str) -> JSONResponse:
-        """An error as an answer."""
+    def refusal(self, error: wire.WireError, request_id: str, dialect: Dialect | None = None) -> JSONResponse:
+        """An error as an answer, in the words of the Messages API unless others are given."""
+        words = dialect or MessagesDialect()
         return JSONResponse(
-            wire.error_body(error.status, error.message, request_id),
+            words.error(error.status, error.message, request_id),
             status_code=error.status,
-            headers=self.headers(request_id, error.retry_after_s),
+            headers=words.headers(self.headers(request_id, error.retry_after_s)),
         )
 
 
 class _Exchange(Response):
-    """One call of the Messages API, watched for the client leaving."""
+    """One call of a model, watched for the client leaving."""
 
-    def __init__(self, simulator: Simulator, http: HttpRequest) -> None:
+    def __init__(self, simulator: Simulator, http: HttpRequest, dialect: Dialect) -> None:
         super().__init__()
+        self._dialect = dialect
         self._sim = simulator
         self._http = http
         number = simulator.log.start()
@@ -246,7 +261,7 @@ class _Exchange(Response):
                 await self._fail(planned, scope, send, stream=stream)
                 return
         except wire.WireError as error:
-            response = self._sim.refusal(error, self._request_id)
+            response = self._sim.refusal(error, self._request_id, self._dialect)
             await response(scope, receive, send)
             self._seen = replace(self._seen, status=error.status, outcome="error")
             return
@@ -254,20 +269,18 @@ class _Exchange(Response):
         message_id = f"msg_{self._seen.number:016d}"
         if stream:
             await self._begin(send)
-            await _send_all(send, wire.stream_start(planned, message_id))
-            await _send_all(send, wire.stream_content(planned))
+            await _send_all(send, self._dialect.begin(planned, message_id))
+            await _send_all(send, self._dialect.rest(planned))
             await send({"type": "http.response.body", "body": b""})
         else:
-            answer = JSONResponse(wire.message_body(planned, message_id), headers=self._sim.headers(self._request_id))
-            await answer(scope, receive, send)
+            headers = self._dialect.headers(self._sim.headers(self._request_id))
+            await JSONResponse(self._dialect.whole(planned, message_id), headers=headers)(scope, receive, send)
         self._seen = replace(self._seen, outcome="ok")
 
     def _checked(self, raw: bytes | None) -> tuple[Request, bool]:
         if raw is None:
             raise wire.WireError("Request exceeds the maximum size", status=413)
-        if "authorization" not in self._http.headers and "x-api-key" not in self._http.headers:
-            raise wire.WireError("x-api-key header is required", status=401)
-        return wire.parse_request(raw)
+        return self._dialect.parse(raw, self._http.headers)
 
     async def _fail(self, planned: Planned, scope: Scope, send: Send, *, stream: bool) -> None:
         """Fail as the script says. Refusals are raised, the rest happens here."""
@@ -281,12 +294,12 @@ class _Exchange(Response):
         if begins and stream:
             self._seen = replace(self._seen, status=200)
             await self._begin(send)
-            await _send_all(send, wire.stream_start(planned, f"msg_{self._seen.number:016d}"))
+            await _send_all(send, self._dialect.begin(planned, f"msg_{self._seen.number:016d}"))
             if partial := planned.partial():
-                await _send_all(send, wire.stream_text(partial, stop=False))
+                await _send_all(send, self._dialect.partial(partial))
         if fail.kind == "mid_stream" and status is not None:
-            data = wire.error_body(status, message, self._request_id)
-            await send({"type": "http.response.body", "body": wire.event("error", data)})
+            data = self._dialect.broken(status, message, self._request_id)
+            await send({"type": "http.response.body", "body": data})
             self._seen = replace(self._seen, outcome="error")
             return
         if fail.kind in ("drop", "transport"):
@@ -298,7 +311,8 @@ class _Exchange(Response):
         await asyncio.Event().wait()  # silent until the client leaves, or has seen that the connection is gone
 
     async def _begin(self, send: Send) -> None:
-        headers = {**self._sim.headers(self._request_id), "content-type": "text/event-stream; charset=utf-8"}
+        headers = self._dialect.headers(self._sim.headers(self._request_id))
+        headers["content-type"] = "text/event-stream; charset=utf-8"
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
@@ -330,6 +344,10 @@ async def read_body(http: HttpRequest) -> bytes | None:
         if size <= MAX_BODY_BYTES:
             chunks.append(chunk)
     return b"".join(chunks) if size <= MAX_BODY_BYTES else None
+
+
+def _asks_anthropic(http: HttpRequest) -> bool:
+    return "anthropic-version" in http.headers
 
 
 async def _send_all(send: Send, events: Iterable[bytes]) -> None:

@@ -5,12 +5,13 @@ The checks and their texts follow the public API reference (version 2026-10-21),
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from ksi_mcp.providers.base import Block, Message, Request, Role, ToolResult, ToolSpec, ToolUse, Usage
+from ksi_mcp.providers.base import Block, Message, Request, Role, Thinking, ToolResult, ToolSpec, ToolUse, Usage
 from ksi_mcp.providers.script import Planned, pieces
 
 ERROR_TYPES: Final[Mapping[int, str]] = {
@@ -27,9 +28,11 @@ ERROR_TYPES: Final[Mapping[int, str]] = {
 MODELS: Final = ("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5", "claude-haiku-4-5")
 _REMOVED: Final = ("temperature", "top_p", "top_k")
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
-_OTHER_BLOCKS: Final = frozenset(
-    {"image", "document", "thinking", "redacted_thinking", "server_tool_use", "web_search_tool_result", "search_result"}
-)
+_OTHER_BLOCKS: Final = frozenset({"image", "document", "server_tool_use", "web_search_tool_result", "search_result"})
+_EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
+_SCHEMA_DEPTH: Final = 100
+
+Tier = Literal["standard", "batch"]
 
 
 class WireError(Exception):
@@ -68,6 +71,8 @@ def parse_request(raw: bytes, *, counting: bool = False) -> tuple[Request, bool]
     if not isinstance(stream, bool):
         raise WireError("stream: Input should be a valid boolean")
     messages, said_by_system = _messages(_required(body, "messages"))
+    _check_cache_control(body.get("cache_control"))
+    effort, schema = _output_config(body.get("output_config"))
     request = Request(
         model=model,
         system="\n".join([*_texts(body.get("system", []), "system"), *said_by_system]),
@@ -75,6 +80,8 @@ def parse_request(raw: bytes, *, counting: bool = False) -> tuple[Request, bool]
         tools=_tools(body.get("tools", [])),
         max_tokens=max_tokens,
         agent=_agent(body.get("metadata")),
+        effort=effort,
+        output_schema=schema,
     )
     return request, stream
 
@@ -85,21 +92,30 @@ def error_body(status: int, message: str, request_id: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 
-def message_body(planned: Planned, message_id: str) -> dict[str, Any]:
+def message_body(planned: Planned, message_id: str, *, tier: Tier = "standard") -> dict[str, Any]:
     """The answer as one object."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": planned.text}] if planned.text else []
+    content: list[dict[str, Any]] = []
+    if planned.thinking:
+        content.append({"type": "thinking", "thinking": planned.thinking, "signature": signature_of(planned.thinking)})
+    if planned.text:
+        content.append({"type": "text", "text": planned.text})
     content += [{"type": "tool_use", "id": u.id, "name": u.name, "input": u.input} for u in planned.tool_uses]
     return {
         **_envelope(planned, message_id),
         "content": content,
         "stop_reason": _stop(planned),
-        "usage": _usage(planned.usage, planned.usage.output_tokens),
+        "usage": _usage(planned.usage, planned.usage.output_tokens, tier),
     }
+
+
+def signature_of(thinking: str) -> str:
+    """What vouches that the model thought so; a thought that comes back with another one is refused."""
+    return f"sim{hashlib.sha256(thinking.encode('utf-8', 'replace')).hexdigest()}"
 
 
 def stream_start(planned: Planned, message_id: str) -> Iterator[bytes]:
     """The events before the content. The output tokens in them are a placeholder, as in the real API."""
-    start = {**_envelope(planned, message_id), "content": [], "usage": _usage(planned.usage, 1)}
+    start = {**_envelope(planned, message_id), "content": [], "usage": _usage(planned.usage, 1, "standard")}
     yield event("message_start", {"message": start})
     yield event("ping", {})
 
@@ -116,9 +132,12 @@ def stream_text(text: str, *, index: int = 0, stop: bool = True) -> Iterator[byt
 def stream_content(planned: Planned) -> Iterator[bytes]:
     """The events of the whole content, and the end of the message."""
     index = 0
-    if planned.text:
-        yield from stream_text(planned.text)
+    if planned.thinking:
+        yield from _stream_thinking(planned.thinking)
         index = 1
+    if planned.text:
+        yield from stream_text(planned.text, index=index)
+        index += 1
     for number, use in enumerate(planned.tool_uses, start=index):
         block = {"type": "tool_use", "id": use.id, "name": use.name, "input": {}}
         yield event("content_block_start", {"index": number, "content_block": block})
@@ -127,8 +146,18 @@ def stream_content(planned: Planned) -> Iterator[bytes]:
             yield event("content_block_delta", {"index": number, "delta": delta})
         yield event("content_block_stop", {"index": number})
     end = {"stop_reason": _stop(planned), "stop_sequence": None}
-    yield event("message_delta", {"delta": end, "usage": _usage(planned.usage, planned.usage.output_tokens)})
+    yield event("message_delta", {"delta": end, "usage": _totals(planned.usage, planned.usage.output_tokens)})
     yield event("message_stop", {})
+
+
+def _stream_thinking(thinking: str) -> Iterator[bytes]:
+    block = {"type": "thinking", "thinking": "", "signature": ""}
+    yield event("content_block_start", {"index": 0, "content_block": block})
+    for piece in pieces(thinking):
+        yield event("content_block_delta", {"index": 0, "delta": {"type": "thinking_delta", "thinking": piece}})
+    signed = {"type": "signature_delta", "signature": signature_of(thinking)}
+    yield event("content_block_delta", {"index": 0, "delta": signed})
+    yield event("content_block_stop", {"index": 0})
 
 
 def event(name: str, data: Mapping[str, Any]) -> bytes:
@@ -162,12 +191,26 @@ def _stop(planned: Planned) -> str:
     return "model_context_window_exceeded" if planned.stop_reason == "context_exceeded" else planned.stop_reason
 
 
-def _usage(usage: Usage, output_tokens: int) -> dict[str, int]:
+def _totals(usage: Usage, output_tokens: int) -> dict[str, Any]:
+    """The usage as it ends a stream, where it does not say of which kind cache writes were."""
+    searches = {"web_search_requests": usage.web_searches, "web_fetch_requests": 0}
     return {
         "input_tokens": usage.input_tokens,
-        "cache_creation_input_tokens": usage.cache_write_tokens,
+        "cache_creation_input_tokens": usage.cache_write_tokens + usage.cache_write_1h_tokens,
         "cache_read_input_tokens": usage.cache_read_tokens,
         "output_tokens": output_tokens,
+        "server_tool_use": searches if usage.web_searches else None,
+    }
+
+
+def _usage(usage: Usage, output_tokens: int, tier: Tier) -> dict[str, Any]:
+    return {
+        **_totals(usage, output_tokens),
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.cache_write_tokens,
+            "ephemeral_1h_input_tokens": usage.cache_write_1h_tokens,
+        },
+        "service_tier": tier,
     }
 
 
@@ -175,6 +218,49 @@ def _required(body: Mapping[str, Any], name: str) -> Any:
     if name not in body:
         raise WireError(f"{name}: Field required")
     return body[name]
+
+
+def _check_cache_control(value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict) or value.get("type") != "ephemeral":
+        raise WireError("cache_control.type: Input should be 'ephemeral'")
+    if value.get("ttl", "5m") not in ("5m", "1h"):
+        raise WireError("cache_control.ttl: Input should be '5m' or '1h'")
+
+
+def _output_config(value: Any) -> tuple[str | None, dict[str, Any] | None]:
+    """The effort, and the schema that the output must follow."""
+    if value is None:
+        return None, None
+    if not isinstance(value, dict):
+        raise WireError("output_config: Input should be a valid dictionary")
+    effort, shape = value.get("effort"), value.get("format")
+    if effort is not None and effort not in _EFFORTS:
+        raise WireError(f"output_config.effort: Input should be one of {', '.join(_EFFORTS)}")
+    if shape is None:
+        return effort, None
+    if not isinstance(shape, dict) or shape.get("type") != "json_schema":
+        raise WireError("output_config.format.type: Input should be 'json_schema'")
+    schema = shape.get("schema")
+    if not isinstance(schema, dict):
+        raise WireError("output_config.format.schema: Input should be a valid dictionary")
+    _check_closed(schema, depth=0)
+    return effort, schema
+
+
+def _check_closed(schema: Any, *, depth: int) -> None:
+    if depth > _SCHEMA_DEPTH:
+        raise WireError("output_config.format.schema: Schema is too complex")
+    if isinstance(schema, dict):
+        if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+            raise WireError(
+                "output_config.format.schema: For 'object' type, 'additionalProperties' must be explicitly set to false"
+            )
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            _check_closed(part, depth=depth + 1)
 
 
 def _agent(metadata: Any) -> str:
@@ -281,9 +367,21 @@ def _block(item: Any, role: Role, place: str) -> Block | None:
             raise WireError(f"{place}.tool_result.tool_use_id: Field required")
         text = "\n".join(_texts(item.get("content") or [], f"{place}.content"))
         return ToolResult(tool_use_id=use_id, content=text, is_error=bool(item.get("is_error")))
+    if kind in ("thinking", "redacted_thinking") and role == "assistant":
+        return _thinking(item, place)
     if kind in _OTHER_BLOCKS:
         return None
     raise WireError(f"{place}.type: Input tag {str(kind)[:80]!r} does not match any of the expected tags")
+
+
+def _thinking(item: Mapping[str, Any], place: str) -> Thinking:
+    names = ("thinking", "signature") if item["type"] == "thinking" else ("data",)
+    for name in names:
+        if not isinstance(item.get(name), str):
+            raise WireError(f"{place}.{item['type']}.{name}: Field required")
+    if item["type"] == "thinking" and item["signature"] != signature_of(item["thinking"]):
+        raise WireError(f"{place}: Invalid `signature` in `thinking` block")
+    return Thinking(provider="anthropic", model="", data=item)
 
 
 def _texts(content: Any, place: str) -> list[str]:

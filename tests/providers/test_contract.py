@@ -1,10 +1,10 @@
-"""What every provider owes its caller, with the scripted one and the real SDK against the simulator."""
+"""What every provider owes its caller: the scripted one, the real SDK and the raw client against the simulator."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,12 @@ from ksi_mcp.clock import SystemClock
 from ksi_mcp.errors import ProviderError
 from ksi_mcp.providers.anthropic import AnthropicProvider
 from ksi_mcp.providers.base import Message, Provider, Request, ToolResult, ToolSpec, ToolUse, Usage
+from ksi_mcp.providers.openai_compatible import OpenAICompatibleProvider
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.providers.scripted import ScriptedProvider
 from ksi_mcp.web.sim import SimServer
 
 KEY = "sk-ant-secret-secret-secret"
-KINDS = ["scripted", "anthropic"]
-every_provider = pytest.mark.parametrize("kind", KINDS)
 
 
 @dataclass
@@ -30,17 +29,59 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(kind: str, script: dict[str, Any]) -> AsyncIterator[Opened]:
-    ready = Script(parse_script(script))
-    if kind == "scripted":
-        yield Opened(ScriptedProvider(ready, SystemClock()), None)
-        return
-    async with SimServer(ready) as sim:
-        provider = AnthropicProvider(KEY, sim.url)
-        try:
-            yield Opened(provider, sim)
-        finally:
-            await provider.aclose()
+async def scripted(script: Script, connections: int) -> AsyncIterator[Opened]:
+    yield Opened(ScriptedProvider(script, SystemClock()), None)
+
+
+@asynccontextmanager
+async def anthropic(script: Script, connections: int) -> AsyncIterator[Opened]:
+    async with SimServer(script) as sim, aclosing(AnthropicProvider(KEY, sim.url, connections)) as provider:
+        yield Opened(provider, sim)
+
+
+@asynccontextmanager
+async def openai_compatible(script: Script, connections: int) -> AsyncIterator[Opened]:
+    async with (
+        SimServer(script) as sim,
+        aclosing(OpenAICompatibleProvider(KEY, f"{sim.url}/v1", connections)) as provider,
+    ):
+        yield Opened(provider, sim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How a kind of provider is opened here, and why it cannot be, if so."""
+
+    open: Callable[[Script, int], AbstractAsyncContextManager[Opened]]
+    missing: str | None = None
+
+
+KINDS: dict[str, Kind] = {
+    "scripted": Kind(open=scripted),
+    "anthropic": Kind(open=anthropic),
+    "openai_compatible": Kind(open=openai_compatible),
+}
+
+
+def every_provider_but(**unlike: str) -> pytest.MarkDecorator:
+    """Run a test for every kind; `unlike` says of a kind why what the test shows is none of its business."""
+    return pytest.mark.parametrize(
+        "kind",
+        [
+            pytest.param(name, marks=pytest.mark.skip(reason=reason) if reason else ())
+            for name, kind in KINDS.items()
+            for reason in [unlike.get(name) or kind.missing]
+        ],
+    )
+
+
+every_provider = every_provider_but()
+
+
+@asynccontextmanager
+async def opened(kind: str, script: dict[str, Any], connections: int = 64) -> AsyncIterator[Opened]:
+    async with KINDS[kind].open(Script(parse_script(script)), connections) as it:
+        yield it
 
 
 def ask(prompt: str, **more: Any) -> Request:
@@ -50,7 +91,7 @@ def ask(prompt: str, **more: Any) -> Request:
 
 @every_provider
 async def test_an_answer_carries_text_usage_model_and_stop_reason(kind: str) -> None:
-    usage = {"input_tokens": 11, "output_tokens": 7, "cache_read_tokens": 5, "cache_write_tokens": 3}
+    usage: dict[str, Any] = {"input_tokens": 11, "output_tokens": 7, "cache_read_tokens": 5, "cache_write_tokens": 3}
     async with opened(kind, {"replies": [{"reply": "{{agent}}: {{prompt}}", "usage": usage}]}) as it:
         answer = await it.provider.complete(ask("hello"), deadline_s=10)
     assert (answer.text, answer.stop_reason, answer.model) == ("ann: hello", "end_turn", "claude-haiku-5-5")
@@ -215,6 +256,29 @@ async def test_a_cancel_ends_the_call_and_the_next_one_works(kind: str) -> None:
                 await it.sim.idle()
                 assert [request.outcome for request in it.sim.log] == ["left"]
         assert (await it.provider.complete(ask("go"), deadline_s=10)).text == "hello"
+
+
+@every_provider
+async def test_calls_that_fail_keep_no_connection(kind: str) -> None:
+    fails: list[dict[str, Any]] = [
+        {"kind": "rate"},
+        {"kind": "drop", "after_chars": 3},
+        {"kind": "mid_stream", "after_chars": 3},
+        {"kind": "stall", "after_chars": 3},
+    ]
+    script = {"replies": [{"match": {"prompt": f["kind"]}, "reply": "hello", "fail": f} for f in fails]}
+    async with opened(kind, script, connections=2) as it:
+        for fail in fails * 3:
+            deadline_s = 0.05 if fail["kind"] == "stall" else 10
+            with pytest.raises(ProviderError):
+                await it.provider.complete(ask(str(fail["kind"])), deadline_s=deadline_s)
+        assert (await it.provider.complete(ask("well"), deadline_s=10)).text == "[ann] well"
+        await it.provider.aclose()
+        if it.sim is not None:
+            async with asyncio.timeout(10):
+                await it.sim.idle()
+                while it.sim.open_connections:  # noqa: ASYNC110 - the server learns of it from the socket
+                    await asyncio.sleep(0)
 
 
 @every_provider

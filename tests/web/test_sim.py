@@ -10,10 +10,22 @@ import pytest
 from ksi_mcp.errors import Invalid
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.web.sim import SimLimits, SimServer, serve_sim
+from ksi_mcp.web.sim_wire import signature_of
 
 BODY: dict[str, Any] = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
 USE = {"type": "tool_use", "id": "t1", "name": "look", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "seen"}]}
+
+
+THOUGHT = [
+    {"type": "thinking", "thinking": "hm", "signature": signature_of("hm")},
+    {"type": "redacted_thinking", "data": "xyz"},
+]
+
+
+def thinking(text: str, signature: str | None) -> list[dict[str, Any]]:
+    block = {"type": "thinking", "thinking": text, "signature": signature}
+    return [{"role": "user", "content": "a"}, {"role": "assistant", "content": [block]}]
 
 
 def sim_of(data: Any = None, **more: Any) -> SimServer:
@@ -47,6 +59,41 @@ async def test_a_stream_has_the_events_of_the_real_api_in_order() -> None:
     assert json.loads(partial) == {"at": "hi"}
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
     assert events[-2]["usage"]["output_tokens"] > 1
+
+
+async def test_what_a_script_thinks_comes_first_and_signed() -> None:
+    script = {"replies": [{"thinking": "about {{prompt}}", "reply": "so"}]}
+    async with sim_of(script) as sim, client_of(sim) as client:
+        whole = (await client.post("/v1/messages", json=BODY)).json()
+        streamed = events_of((await client.post("/v1/messages", json={**BODY, "stream": True})).text)
+    thought = {"type": "thinking", "thinking": "about hi", "signature": signature_of("about hi")}
+    assert whole["content"] == [thought, {"type": "text", "text": "so"}]
+    deltas = [event["delta"] for event in streamed if event["type"] == "content_block_delta"]
+    assert "".join(delta.get("thinking", "") for delta in deltas) == "about hi"
+    assert [delta["signature"] for delta in deltas if "signature" in delta] == [signature_of("about hi")]
+    starts = [event["content_block"]["type"] for event in streamed if event["type"] == "content_block_start"]
+    assert starts == ["thinking", "text"]
+
+
+async def test_usage_tells_the_caches_the_searches_and_the_tier_apart() -> None:
+    usage = {"cache_read_tokens": 5, "cache_write_tokens": 3, "cache_write_1h_tokens": 2, "web_searches": 4}
+    async with sim_of({"default": {"reply": "ok", "usage": usage}}) as sim, client_of(sim) as client:
+        said = (await client.post("/v1/messages", json=BODY)).json()["usage"]
+    assert said["cache_creation"] == {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 2}
+    assert (said["cache_creation_input_tokens"], said["cache_read_input_tokens"]) == (5, 5)
+    assert said["server_tool_use"] == {"web_search_requests": 4, "web_fetch_requests": 0}
+    assert said["service_tier"] == "standard"
+
+
+async def test_a_cache_a_schema_and_an_effort_are_accepted() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
+    body = {
+        **BODY,
+        "cache_control": {"type": "ephemeral", "ttl": "1h"},
+        "output_config": {"effort": "high", "format": {"type": "json_schema", "schema": schema}},
+    }
+    async with sim_of() as sim, client_of(sim) as client:
+        assert (await client.post("/v1/messages", json=body)).status_code == 200
 
 
 async def test_without_stream_the_answer_is_one_object() -> None:
@@ -96,6 +143,15 @@ async def test_without_stream_the_answer_is_one_object() -> None:
         ({"metadata": {"user_id": 7}}, "user_id"),
         ({"system": 7}, "system"),
         ({"stream": "yes"}, "stream"),
+        ({"cache_control": {"type": "lasting"}}, "cache_control.type"),
+        ({"cache_control": {"type": "ephemeral", "ttl": "1d"}}, "cache_control.ttl"),
+        ({"output_config": "high"}, "output_config"),
+        ({"output_config": {"effort": "extreme"}}, "output_config.effort"),
+        ({"output_config": {"format": {"type": "json"}}}, "output_config.format.type"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}}, "additionalProperties"),
+        ({"messages": thinking("hm", "made up")}, "Invalid `signature`"),
+        ({"messages": thinking("hm", None)}, "signature: Field required"),
     ],
 )
 async def test_a_wrong_request_is_refused_as_the_api_does(change: dict[str, Any], said: str) -> None:
@@ -132,7 +188,7 @@ async def test_a_request_without_a_key_is_401() -> None:
 async def test_a_conversation_with_tools_and_system_parts_is_understood() -> None:
     messages = [
         {"role": "user", "content": "look"},
-        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": "s"}, USE]},
+        {"role": "assistant", "content": [*THOUGHT, USE]},
         {"role": "user", "content": [RESULT]},
         {"role": "system", "content": "now hurry"},
     ]
