@@ -1,6 +1,7 @@
 """What a call may cost and what it did cost, in micro-dollars, always rounded up.
 
-Prices come from `genai-prices`, which is loaded at the first question; the configuration can override them by model.
+Prices come from `genai-prices`, which is loaded at the first question; the configuration can override them by model, or
+by provider and model.
 The worst case of a call is the dearest thing that its bounds allow, whatever band, kind of cache or direction that is:
 it is never below the true cost of a call within the bounds.
 """
@@ -15,24 +16,33 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from ksi_mcp.errors import Invalid
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo
+    from genai_prices.types import ModelInfo, ModelPrice, PriceCalculation, TieredPrices
 
 FREE_PROVIDERS: Final = frozenset({"scripted", "external"})
-"""They cost nothing unless an override says otherwise."""
-# Whose price list a provider goes by; None is that of whoever makes the model.
+"""Kinds that cost nothing unless an override says otherwise."""
+# Whose price list a kind of provider goes by; None is that of whoever makes the model.
 _PRICE_LISTS: Final[Mapping[str, str | None]] = {
     "anthropic": "anthropic",
     "claude_cli": "anthropic",
     "openai_compatible": None,
 }
-_PER_MTOK: Final = ("input", "output", "cache_read", "cache_write")
-_KEYS: Final = frozenset({*(f"{kind}_usd_per_mtok" for kind in _PER_MTOK), "request_usd"})
+_PER_MTOK: Final = ("input", "output", "cache_read", "cache_write", "cache_write_1h")
+_PER_PIECE: Final = ("request", "web_search")
+_KEYS: Final = frozenset({*(f"{kind}_usd_per_mtok" for kind in _PER_MTOK), *(f"{kind}_usd" for kind in _PER_PIECE)})
+_WRITES: Final[Mapping[str | None, tuple[str, ...]]] = {
+    None: (),
+    "5m": ("cache_write",),
+    "1h": ("cache_write", "cache_write_1h"),
+}
 _MICROS: Final = Decimal(1_000_000)
 _MAX_TOKENS: Final = 10**12
 
 Override = Literal["free"] | Mapping[str, float | str]
-"""`"free"`, or `input_usd_per_mtok` and `output_usd_per_mtok`, and if they differ from input `cache_read_usd_per_mtok`
-and `cache_write_usd_per_mtok`; `request_usd` comes on top of each call."""
+"""`"free"`, or `input_usd_per_mtok` and `output_usd_per_mtok`, and if they differ from input `cache_read_usd_per_mtok`,
+`cache_write_usd_per_mtok` and `cache_write_1h_usd_per_mtok` (which is as the one before if that alone is given);
+`request_usd` comes on top of each call, `web_search_usd` on top of each search."""
+Cache = Literal["5m", "1h"]
+"""The cache that a call may write to, by how long it keeps what is written."""
 
 
 class TokenUsage(Protocol):
@@ -52,7 +62,15 @@ class TokenUsage(Protocol):
 
     @property
     def cache_write_tokens(self) -> int:
-        """Input written to a cache."""
+        """Input written to a cache that keeps it five minutes."""
+
+    @property
+    def cache_write_1h_tokens(self) -> int:
+        """Input written to a cache that keeps it an hour."""
+
+    @property
+    def web_searches(self) -> int:
+        """Searches of the web that the provider made."""
 
 
 class UnpricedModel(Invalid):
@@ -69,66 +87,78 @@ class UnpricedModel(Invalid):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Counts:
-    """Tokens by what they are charged as; `write_1h` is a cache write that lives an hour."""
+    """Tokens by what they are charged as, and web searches."""
 
     plain: int = 0
     output: int = 0
     read: int = 0
     write: int = 0
     write_1h: int = 0
+    searches: int = 0
 
 
 class Prices:
-    """The price of every model, overrides first."""
+    """The price of every model, overrides first: those of `provider:model`, of `provider:*`, of the model alone.
+
+    A provider is named by its kind, or as `kind@endpoint`, which goes by the price list of the kind but not by its
+    overrides: another endpoint has other prices. What is asked in a batch costs half, searches and what an override
+    charges by the call excepted.
+    """
 
     def __init__(self, overrides: Mapping[str, Override] | None = None) -> None:
-        self._overrides = {model: _override(model, given) for model, given in (overrides or {}).items()}
+        self._overrides = {name: _override(name, given) for name, given in (overrides or {}).items()}
 
     def worst_case_usd_micros(
-        self, provider: str, model: str, input_tokens_max: int, max_tokens: int, *, caching: bool = False
+        self,
+        provider: str,
+        model: str,
+        input_tokens_max: int,
+        max_tokens: int,
+        *,
+        cache: Cache | None = None,
+        batch: bool = False,
     ) -> int:
         """Return the most that one call can cost with so much input at most, cached or not, and so much output.
 
-        `caching` says that the call may write to a cache, which costs up to twice the input.
+        `cache` says which cache the call may write to, which costs more than plain input. Searches of the web are not
+        in it: the calls that are bounded offer no tool of the provider's own.
         Raises `UnpricedModel`, and `Invalid` for counts that are not.
         """
         most, output = _count("input_tokens_max", input_tokens_max), _count("max_tokens", max_tokens)
         rates = self._override_for(provider, model)
         if rates is not None:
-            kinds = ["input", "cache_read", *(["cache_write"] if caching else [])]
-            dearest = max(rates[kind] for kind in kinds)
-            return _micros((dearest * most + rates["output"] * output) / _MICROS + rates["request"])
-        info, list_name = _find(provider, model)
+            dearest = max(rates[kind] for kind in ("input", "cache_read", *_WRITES[cache]))
+            return _micros(_overridden(rates, dearest * most + rates["output"] * output, searches=0, batch=batch))
+        found, list_name = _find(provider, model, batch=batch)
         # Within a band the cost is linear in each count, so its maximum lies where all input is of one kind, at the
         # end of a band. A later band may be the cheaper one, therefore each end that the bounds reach is tried.
-        ends = [most, *(start for start in _band_starts(info) if start < most)]
-        candidates: list[_Counts] = []
-        for end in ends:
-            candidates += [_Counts(plain=end, output=output), _Counts(read=end, output=output)]
-            if caching:
-                candidates += [_Counts(write=end, output=output), _Counts(write_1h=end, output=output)]
-        return max(_micros(_listed(model, list_name, counts)) for counts in candidates)
+        starts = sorted(_band_starts(found.model))
+        kinds = _dearest(found.model_price, starts, ("cache_read", "input", *_WRITES[cache]))
+        ends = [most, *(start for start in starts if start < most)]
+        candidates = [_all_of(kind, end, output) for end in ends for kind in kinds]
+        return max(_micros(_listed(model, list_name, counts, batch=batch)) for counts in candidates)
 
-    def cost_usd_micros(self, provider: str, model: str, usage: TokenUsage, *, hour_cache: bool = False) -> int:
-        """Return what that usage cost. `hour_cache` says that cache writes were of the kind that lives an hour.
+    def cost_usd_micros(self, provider: str, model: str, usage: TokenUsage, *, batch: bool = False) -> int:
+        """Return what that usage cost.
 
         Raises `UnpricedModel`, and `Invalid` for counts that are not.
         """
-        written = _count("cache_write_tokens", usage.cache_write_tokens)
         counts = _Counts(
             plain=_count("input_tokens", usage.input_tokens),
             output=_count("output_tokens", usage.output_tokens),
             read=_count("cache_read_tokens", usage.cache_read_tokens),
-            write=0 if hour_cache else written,
-            write_1h=written if hour_cache else 0,
+            write=_count("cache_write_tokens", usage.cache_write_tokens),
+            write_1h=_count("cache_write_1h_tokens", usage.cache_write_1h_tokens),
+            searches=_count("web_searches", usage.web_searches),
         )
         rates = self._override_for(provider, model)
         if rates is not None:
             tokens = rates["input"] * counts.plain + rates["output"] * counts.output
-            tokens += rates["cache_read"] * counts.read + rates["cache_write"] * written
-            return _micros(tokens / _MICROS + rates["request"])
-        _, list_name = _find(provider, model)
-        return _micros(_listed(model, list_name, counts))
+            tokens += rates["cache_read"] * counts.read + rates["cache_write"] * counts.write
+            tokens += rates["cache_write_1h"] * counts.write_1h
+            return _micros(_overridden(rates, tokens, searches=counts.searches, batch=batch))
+        _, list_name = _find(provider, model, batch=batch)
+        return _micros(_listed(model, list_name, counts, batch=batch))
 
     def is_priced(self, provider: str, model: str) -> bool:
         """Whether a price is known, free included."""
@@ -139,25 +169,37 @@ class Prices:
         return True
 
     def _override_for(self, provider: str, model: str) -> Mapping[str, Decimal] | None:
-        found = self._overrides.get(model)
-        if found is None and provider in FREE_PROVIDERS:
-            return _override(model, "free")
-        return found
+        for name in (f"{provider}:{model}", f"{provider}:*", model):
+            if (found := self._overrides.get(name)) is not None:
+                return found
+        return _override(model, "free") if _kind(provider) in FREE_PROVIDERS else None
 
 
-def _override(model: str, given: Override) -> Mapping[str, Decimal]:
+def _kind(provider: str) -> str:
+    return provider.partition("@")[0]
+
+
+def _override(name: str, given: Override) -> Mapping[str, Decimal]:
     if isinstance(given, str):
         if given != "free":
-            raise Invalid(f"the price of {model[:80]!r} is {given[:40]!r}", hint="write free, or prices per kind")
-        return {**dict.fromkeys(_PER_MTOK, Decimal(0)), "request": Decimal(0)}
+            raise Invalid(f"the price of {name[:80]!r} is {given[:40]!r}", hint="write free, or prices per kind")
+        return dict.fromkeys((*_PER_MTOK, *_PER_PIECE), Decimal(0))
     if unknown := sorted(set(given) - _KEYS):
-        raise Invalid(f"the price of {model[:80]!r} has an unknown {unknown[0][:80]!r}", hint=f"known: {sorted(_KEYS)}")
-    for name in ("input_usd_per_mtok", "output_usd_per_mtok"):
-        if name not in given:
-            raise Invalid(f"the price of {model[:80]!r} lacks {name}", hint="give both input and output, or write free")
-    plain = _usd(model, given["input_usd_per_mtok"])
-    rates = {kind: _usd(model, given.get(f"{kind}_usd_per_mtok", plain)) for kind in _PER_MTOK}
-    return {**rates, "request": _usd(model, given.get("request_usd", 0))}
+        raise Invalid(f"the price of {name[:80]!r} has an unknown {unknown[0][:80]!r}", hint=f"known: {sorted(_KEYS)}")
+    for key in ("input_usd_per_mtok", "output_usd_per_mtok"):
+        if key not in given:
+            raise Invalid(f"the price of {name[:80]!r} lacks {key}", hint="give both input and output, or write free")
+    plain = given["input_usd_per_mtok"]
+    write = given.get("cache_write_usd_per_mtok", plain)
+    absent = {"cache_read": plain, "cache_write": write, "cache_write_1h": write}
+    rates = {kind: _usd(name, given.get(f"{kind}_usd_per_mtok", absent.get(kind, plain))) for kind in _PER_MTOK}
+    return {**rates, **{kind: _usd(name, given.get(f"{kind}_usd", 0)) for kind in _PER_PIECE}}
+
+
+def _overridden(rates: Mapping[str, Decimal], tokens: Decimal, *, searches: int, batch: bool) -> Decimal:
+    """US dollars for tokens that are charged so many micro-dollars, and what comes on top of them."""
+    of_tokens = tokens / _MICROS / (2 if batch else 1)
+    return of_tokens + rates["request"] + rates["web_search"] * searches
 
 
 def _usd(model: str, value: float | str | Decimal) -> Decimal:
@@ -180,23 +222,30 @@ def _micros(usd: Decimal) -> int:
     return int((usd * _MICROS).to_integral_value(rounding=ROUND_CEILING))
 
 
-def _find(provider: str, model: str) -> tuple[ModelInfo, str | None]:
-    """The model in the price list, and which list."""
+def _find(provider: str, model: str, *, batch: bool) -> tuple[PriceCalculation, str | None]:
+    """The model in the price list with its prices, and which list."""
     import genai_prices
 
-    if provider not in _PRICE_LISTS:
+    kind = _kind(provider)
+    if kind not in _PRICE_LISTS:
         raise UnpricedModel(provider, model)
-    list_name = _PRICE_LISTS[provider]
+    list_name = _PRICE_LISTS[kind]
     try:
-        found = genai_prices.calc_price(genai_prices.Usage(), model, provider_id=list_name)
+        found = genai_prices.calc_price(
+            genai_prices.Usage(), model, provider_id=list_name, price_context=_context(batch=batch)
+        )
     except LookupError:
         raise UnpricedModel(provider, model) from None
     if found.model_price.input_mtok is None or found.model_price.output_mtok is None:  # listed, but without a price
         raise UnpricedModel(provider, model)
-    return found.model, list_name
+    return found, list_name
 
 
-def _listed(model: str, list_name: str | None, counts: _Counts) -> Decimal:
+def _context(*, batch: bool) -> dict[str, str] | None:
+    return {"processing": "batch"} if batch else None
+
+
+def _listed(model: str, list_name: str | None, counts: _Counts, *, batch: bool) -> Decimal:
     import genai_prices
 
     # This library counts all input as `input_tokens`, the cached part included, the other way round than the API.
@@ -206,11 +255,47 @@ def _listed(model: str, list_name: str | None, counts: _Counts) -> Decimal:
         cache_read_tokens=counts.read,
         cache_write_tokens=counts.write + counts.write_1h,
         **({"cache_write_1h_tokens": counts.write_1h} if counts.write_1h else {}),
+        **({"web_searches": counts.searches} if counts.searches else {}),
     )
-    return genai_prices.calc_price(usage, model, provider_id=list_name).total_price
+    context = _context(batch=batch)
+    return genai_prices.calc_price(usage, model, provider_id=list_name, price_context=context).total_price
+
+
+def _all_of(kind: str, tokens: int, output: int) -> _Counts:
+    """A call whose input is all of one kind."""
+    return _Counts(
+        plain=tokens if kind == "input" else 0,
+        read=tokens if kind == "cache_read" else 0,
+        write=tokens if kind == "cache_write" else 0,
+        write_1h=tokens if kind == "cache_write_1h" else 0,
+        output=output,
+    )
+
+
+def _dearest(prices: ModelPrice, starts: list[int], kinds: tuple[str, ...]) -> list[str]:
+    """The kinds of input that another one does not outdo in every band: a calculation takes a while."""
+    kept: list[tuple[str, list[Decimal] | None]] = []
+    for kind in reversed(kinds):  # the dear ones come last
+        rates = _by_band(getattr(prices, f"{kind}_mtok"), starts)
+        if rates is None or not any(
+            other is not None and all(a >= b for a, b in zip(other, rates, strict=True)) for _, other in kept
+        ):
+            kept.append((kind, rates))
+    return [kind for kind, _ in kept]
+
+
+def _by_band(price: Decimal | TieredPrices | None, starts: list[int]) -> list[Decimal] | None:
+    """The price below the first start, and from each on; None if there is none of its own."""
+    if price is None or isinstance(price, Decimal):
+        return None if price is None else [price] * (len(starts) + 1)
+    tiers = {tier.start: tier.price for tier in price.tiers}
+    rates = [price.base]
+    for start in starts:
+        rates.append(tiers.get(start, rates[-1]))
+    return rates
 
 
 def _band_starts(info: ModelInfo) -> set[int]:
     """Where the bands of a model's prices begin, of any price it ever had."""
-    sets: list[Any] = info.prices if isinstance(info.prices, list) else [info]
+    sets: list[Any] = [*(info.prices if isinstance(info.prices, list) else [info]), *(info.price_variants or ())]
     return {tier.start for each in sets for price in vars(each.prices).values() for tier in getattr(price, "tiers", ())}

@@ -113,30 +113,41 @@ SELECT hold_id, state, reserved_usd_micros, reserved_tokens FROM hold
 WHERE turn_id = :turn_id AND state IN ('reserved', 'sent')
 
 -- orphan_holds
--- why: holds of turns that nobody runs any more; found once when a worker starts.
+-- why: holds of turns that nobody runs any more, and that no batch will settle; found once when a worker starts.
 SELECT hold.hold_id, hold.state, hold.turn_id FROM hold JOIN turn USING (turn_id)
 WHERE hold.state IN ('reserved', 'sent') AND turn.state <> 'running'
+  AND NOT EXISTS (SELECT 1 FROM provider_call AS c
+                  WHERE c.turn_id = hold.turn_id AND c.hold_id = hold.hold_id AND c.batch_id IS NOT NULL)
 
 -- spend
 -- why: where the money went, by whatever the report is grouped by; dearest first, days from the newest.
-SELECT CASE :group_by WHEN 'agent' THEN t.session_id
-                      WHEN 'model' THEN c.provider || ':' || c.model
-                      WHEN 'orchestration' THEN COALESCE(t.orchestration_id, '')
-                      WHEN 'day' THEN date(c.sent_at_ms / 1000, 'unixepoch')
+SELECT CASE :group_by WHEN 'agent' THEN agent_id
+                      WHEN 'model' THEN provider || ':' || model
+                      WHEN 'orchestration' THEN COALESCE(orchestration_id, '')
+                      WHEN 'day' THEN date(sent_at_ms / 1000, 'unixepoch')
                       ELSE '' END AS label,
-       COUNT(DISTINCT c.turn_id) AS turns, COUNT(*) AS calls,
-       COUNT(*) FILTER (WHERE c.reused_from IS NOT NULL) AS reused,
-       COUNT(*) FILTER (WHERE c.state = 'sent') AS under_way,
-       COALESCE(SUM(c.input_tokens), 0) AS input_tokens, COALESCE(SUM(c.output_tokens), 0) AS output_tokens,
-       COALESCE(SUM(c.cache_tokens), 0) AS cache_tokens,
-       COALESCE(SUM(c.cost_usd_micros) FILTER (WHERE c.state <> 'uncertain'), 0) AS usd_micros,
-       COUNT(*) FILTER (WHERE c.state = 'uncertain') AS uncertain_calls,
-       COALESCE(SUM(c.cost_usd_micros) FILTER (WHERE c.state = 'uncertain'), 0) AS uncertain_usd_micros
-FROM provider_call c JOIN turn t ON t.turn_id = c.turn_id
-WHERE (:orchestration_id IS NULL OR t.orchestration_id = :orchestration_id)
-  AND (:since_ms IS NULL OR c.sent_at_ms >= :since_ms)
-  AND (:agents IS NULL OR t.session_id IN (SELECT value FROM json_each(:agents)))
+       COUNT(DISTINCT turn_id) AS turns, COUNT(*) AS calls,
+       COUNT(*) FILTER (WHERE reused_from IS NOT NULL) AS reused,
+       COUNT(*) FILTER (WHERE state = 'sent') AS under_way,
+       COALESCE(SUM(input_tokens), 0) AS input_tokens, COALESCE(SUM(output_tokens), 0) AS output_tokens,
+       COALESCE(SUM(cache_tokens), 0) AS cache_tokens,
+       COALESCE(SUM(cost_usd_micros) FILTER (WHERE state <> 'uncertain'), 0) AS usd_micros,
+       COUNT(*) FILTER (WHERE state = 'uncertain') AS uncertain_calls,
+       COALESCE(SUM(cost_usd_micros) FILTER (WHERE state = 'uncertain'), 0) AS uncertain_usd_micros
+FROM (SELECT t.session_id AS agent_id, t.orchestration_id, c.turn_id, c.provider, c.model, c.state, c.reused_from,
+             c.sent_at_ms, c.input_tokens, c.output_tokens, c.cache_tokens, c.cost_usd_micros
+      FROM provider_call c JOIN turn t ON t.turn_id = c.turn_id
+      UNION ALL
+      SELECT p.agent_id, a.orchestration_id, NULL, p.provider, p.model,
+             CASE WHEN p.ended_at_ms IS NULL THEN 'sent'
+                  WHEN p.cost_usd_micros > 0 AND p.input_tokens + p.output_tokens + p.cache_tokens = 0 THEN 'uncertain'
+                  ELSE 'answered' END, NULL,
+             p.created_at_ms, p.input_tokens, p.output_tokens, p.cache_tokens, p.cost_usd_micros
+      FROM prefetch p JOIN agent a ON a.agent_id = p.agent_id WHERE p.hold_id IS NOT NULL)
+WHERE (:orchestration_id IS NULL OR orchestration_id = :orchestration_id)
+  AND (:since_ms IS NULL OR sent_at_ms >= :since_ms)
+  AND (:agents IS NULL OR agent_id IN (SELECT value FROM json_each(:agents)))
 GROUP BY label
 ORDER BY CASE WHEN :group_by = 'day' THEN label END DESC,
-         COALESCE(SUM(c.cost_usd_micros), 0) DESC, label
+         COALESCE(SUM(cost_usd_micros), 0) DESC, label
 LIMIT :limit

@@ -73,6 +73,7 @@ class Planned:
     latency_s: float
     request_id: str
     fail: Fail | None
+    thinking: str = ""
 
     def partial(self) -> str:
         """The text that arrives before the failure."""
@@ -82,6 +83,15 @@ class Planned:
         if after is None:
             after = (len(self.text) + 1) // 2 if self.fail.kind == "mid_stream" else 0
         return self.text[:after]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Said:
+    """What an entry says, with its templates filled in."""
+
+    text: str
+    thinking: str = ""
+    tool_uses: tuple[ToolUse, ...] = ()
 
 
 class Script:
@@ -118,7 +128,7 @@ class Script:
             if failing is not None or default.reply is not None or default.tool_calls:
                 return self._fill(request, rule="default", reply=default, fail=failing)
         prompt = seen.prompt if len(seen.prompt) <= _ECHO_CHARS else f"{seen.prompt[: _ECHO_CHARS - 3]}..."
-        return self._planned(request, rule="echo", text=f"[{seen.agent}] {prompt}", reply=Reply(reply=""))
+        return self._planned(request, _Said(text=f"[{seen.agent}] {prompt}"), rule="echo", reply=Reply(reply=""))
 
     def _fails(self, number: int, reply: Reply) -> Fail | None:
         fail = reply.fail
@@ -141,36 +151,29 @@ class Script:
         try:
             filled = render_tree("" if reply.reply is None else reply.reply, scope)
             inputs = [render_tree(call.input, scope) for call in reply.tool_calls]
+            thought = render_tree(reply.thinking or "", scope)
         except Invalid as error:
             raise Invalid(f"{rule} of the script: {error.message}", hint=error.hint) from error
         uses = tuple(
             ToolUse(id=f"toolu_t{seen.turn}r{seen.round}n{number}", name=call.name, input=filled_input)
             for number, (call, filled_input) in enumerate(zip(reply.tool_calls, inputs, strict=True))
         )
-        text = filled if isinstance(filled, str) else json.dumps(filled, ensure_ascii=False)
-        return self._planned(request, rule=rule, text=text, reply=reply, tool_uses=uses, fail=fail)
+        said = _Said(text=_as_text(filled), thinking=_as_text(thought), tool_uses=uses)
+        return self._planned(request, said, rule=rule, reply=reply, fail=fail)
 
-    def _planned(
-        self,
-        request: Request,
-        *,
-        rule: str,
-        text: str,
-        reply: Reply,
-        tool_uses: tuple[ToolUse, ...] = (),
-        fail: Fail | None = None,
-    ) -> Planned:
+    def _planned(self, request: Request, said: _Said, *, rule: str, reply: Reply, fail: Fail | None = None) -> Planned:
         defaults = self.spec.defaults
         planned = Planned(
             rule=rule,
-            text=text,
-            tool_uses=tool_uses,
-            stop_reason=reply.stop_reason or ("tool_use" if tool_uses else "end_turn"),
+            text=said.text,
+            tool_uses=said.tool_uses,
+            stop_reason=reply.stop_reason or ("tool_use" if said.tool_uses else "end_turn"),
             usage=Usage(),
             model=defaults.model or request.model,
             latency_s=defaults.latency_s if reply.latency_s is None else reply.latency_s,
             request_id=_request_id(request),
             fail=fail,
+            thinking=said.thinking,
         )
         return _with_usage(planned, reply.usage, request)
 
@@ -185,7 +188,7 @@ def request_tokens(request: Request) -> int:
                 texts.append(block)
             elif isinstance(block, ToolResult):
                 texts.append(block.content)
-            else:
+            elif isinstance(block, ToolUse):
                 texts.append(block.name + json.dumps(block.input))
     return _tokens(texts)
 
@@ -199,7 +202,7 @@ def pieces(text: str, count: int = 4) -> list[str]:
 def _with_usage(planned: Planned, spec: UsageSpec, request: Request) -> Planned:
     """Count the tokens, and stop at `max_tokens` as a real model does unless the script says what to report."""
     text, stop = planned.text, planned.stop_reason
-    output = _tokens([text, *(use.name + json.dumps(use.input) for use in planned.tool_uses)])
+    output = _tokens([text, planned.thinking, *(use.name + json.dumps(use.input) for use in planned.tool_uses)])
     if spec.output_tokens is not None:
         output = spec.output_tokens
     elif output > request.max_tokens:
@@ -211,6 +214,8 @@ def _with_usage(planned: Planned, spec: UsageSpec, request: Request) -> Planned:
         output_tokens=output,
         cache_read_tokens=spec.cache_read_tokens,
         cache_write_tokens=spec.cache_write_tokens,
+        cache_write_1h_tokens=spec.cache_write_1h_tokens,
+        web_searches=spec.web_searches,
     )
     return replace(planned, text=text, stop_reason=stop, usage=usage)
 
@@ -241,6 +246,10 @@ def _user_text(message: Message) -> str | None:
         return None
     texts = [block for block in message.blocks if isinstance(block, str) and block.strip()]
     return "\n".join(texts) if texts else None
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _parsed(text: str) -> Any:

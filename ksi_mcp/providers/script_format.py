@@ -6,7 +6,9 @@ r"""The script format: what the scripted provider and the API simulator answer.
         reply: "{{agent}} says {{results[0].agent_id}}"      # text, or an object that becomes JSON
         tool_calls: [{name: agent_spawn, input: {name: "helper-{{turn}}"}}]
         latency_s: 0.2
-        usage: {input_tokens: 10, output_tokens: 5}
+        usage: {input_tokens: 10, output_tokens: 5, cache_read_tokens: 0, cache_write_tokens: 0,
+                cache_write_1h_tokens: 0, web_searches: 0}
+        thinking: "what the model thinks first; a template too"
         stop_reason: max_tokens
         times: 2                          # answers at most twice, then later entries do
         fail: {kind: overload, status: 529, retry_after_s: 1, times: 1}
@@ -102,6 +104,8 @@ class UsageSpec(_Strict):
     output_tokens: Tokens | None = None
     cache_read_tokens: Tokens = 0
     cache_write_tokens: Tokens = 0
+    cache_write_1h_tokens: Tokens = 0
+    web_searches: Tokens = 0
 
 
 class Fail(_Strict):
@@ -139,6 +143,7 @@ class Reply(_Strict):
     latency_s: Seconds | None = None
     usage: UsageSpec = UsageSpec()
     stop_reason: StopReason | None = None
+    thinking: Annotated[str, Field(max_length=100_000)] | None = None
     fail: Fail | None = None
 
     @model_validator(mode="after")
@@ -150,7 +155,8 @@ class Reply(_Strict):
         if self.stop_reason == "tool_use" and not self.tool_calls:
             raise ValueError("stop_reason tool_use needs tool_calls")
         try:
-            names([self.reply, [call.input for call in self.tool_calls]])  # malformed templates fail here, not in a run
+            # Malformed templates fail here, not in a run.
+            names([self.reply, self.thinking, [call.input for call in self.tool_calls]])
         except Invalid as error:
             raise ValueError(error.message) from None
         return self
@@ -189,7 +195,7 @@ def parse_script(data: Any) -> ScriptSpec:
         more = f" (and {len(others)} more)" if others else ""
         raise Invalid(
             f"the script is wrong at {_place(first['loc'])}: {first['msg'].removeprefix('Value error, ')}{more}",
-            hint="an entry has match, reply, tool_calls, latency_s, usage, stop_reason, times and fail",
+            hint="an entry has match, reply, tool_calls, latency_s, usage, stop_reason, thinking, times and fail",
         ) from None
 
 

@@ -199,3 +199,14 @@ def test_pieces_join_to_the_text(text: str, count: int) -> None:
     cut = pieces(text, count)
     assert "".join(cut) == text
     assert len(cut) <= count
+
+
+def test_an_entry_may_think_first_and_report_every_kind_of_usage() -> None:
+    usage = {"cache_read_tokens": 1, "cache_write_tokens": 2, "cache_write_1h_tokens": 3, "web_searches": 4}
+    entry = {"reply": "so", "thinking": "about {{prompt}}", "usage": usage}
+    planned = Script(parse_script({"replies": [entry]})).answer(ask("this"))
+    assert (planned.thinking, planned.text) == ("about this", "so")
+    assert planned.usage.output_tokens == 3  # what it thought is paid like what it says
+    assert {name: getattr(planned.usage, name) for name in usage} == usage
+    with pytest.raises(Invalid, match="replies"):
+        parse_script({"replies": [{"reply": "so", "thinking": "{{ a b }}"}]})
