@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "doctor": "doctor",
     "events": "events",
     "call": "call",
+    "credentials": "credentials",
     "api-sim": "api_sim",
 }
 """Command and its module in `ksi_mcp.cli`; the module's `command` is the function. In the order of `--help`."""

@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ksi_mcp import yamlio
 from ksi_mcp.errors import Invalid
+from ksi_mcp.provider_config import (
+    AnthropicConfig,
+    ClaudeCliConfig,
+    McpServerConfig,
+    OpenAICompatibleConfig,
+    PrefetchConfig,
+    SemanticConfig,
+)
+from ksi_mcp.provider_config import Section as _Strict
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class WorkerConfig(_Strict):
@@ -56,14 +61,6 @@ class AgentConfig(_Strict):
     )
     max_tokens: int = Field(default=4096, ge=1, le=128_000)
     max_tool_rounds: int = Field(default=8, ge=1, le=100)
-
-
-class AnthropicConfig(_Strict):
-    """How the Messages API is reached. The key itself stays in the environment."""
-
-    base_url: str | None = None
-    api_key_env: str = "ANTHROPIC_API_KEY"
-    in_flight: int = Field(default=64, ge=1, le=10_000, description="calls under way at once; fewer while it refuses")
 
 
 class ScriptedConfig(_Strict):
@@ -149,13 +146,24 @@ class MonitorConfig(_Strict):
 class Config(_Strict):
     """`config.yaml`: every key is optional, an unknown one is an error."""
 
-    provider: str | None = Field(default=None, description="for agents that name none: scripted or anthropic")
-    model: str | None = Field(default=None, description="for agents that name none")
+    provider: str | None = Field(default=None, description="for agents that name none; null: whichever is there")
+    model: str | None = Field(default=None, description="for agents that name none: a model or a profile")
     worker: WorkerConfig = WorkerConfig()
     budget: BudgetConfig = BudgetConfig()
     agents: AgentConfig = AgentConfig()
     anthropic: AnthropicConfig = AnthropicConfig()
+    openai_compatible: OpenAICompatibleConfig = OpenAICompatibleConfig()
+    claude_cli: ClaudeCliConfig = ClaudeCliConfig()
     scripted: ScriptedConfig = ScriptedConfig()
+    providers: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings of providers from other packages, by name; no keys"
+    )
+    semantic_cache: SemanticConfig = SemanticConfig()
+    prefetch: PrefetchConfig = PrefetchConfig()
+    mcp_servers: dict[str, McpServerConfig] = Field(
+        default_factory=dict,
+        description="servers whose tools compositions may give to agents, by name; none by default",
+    )
     retention: RetentionConfig = RetentionConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     monitor: MonitorConfig = MonitorConfig()
@@ -173,8 +181,9 @@ class Config(_Strict):
         return self.model_copy(update={"routing": self.routing.model_copy(update={"safe_mode": safe_mode})})
 
     def in_flight(self, provider: str) -> int | None:
-        """How many calls may be under way at a provider; None: as many as there are turns at work."""
-        return self.anthropic.in_flight if provider == "anthropic" else None
+        """How many calls may be under way at a kind of provider; None: as many as there are turns at work."""
+        most = {"anthropic": self.anthropic.in_flight, "openai_compatible": self.openai_compatible.in_flight}
+        return most.get(provider)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from ksi_mcp import __version__
 from ksi_mcp.app import App, AppOptions
+from ksi_mcp.cli.doctor_models import lines_of_models, look_at_models, missing_models
 from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
 from ksi_mcp.config import Config, Home, find_home, load_config
 from ksi_mcp.db import Tx
@@ -29,7 +30,10 @@ from ksi_mcp.routing import safe_mode
 
 MEASURE_S = 4.0
 """What takes long on a large store is given up after so long."""
-PACKAGES = ("mcp", "anthropic", "pydantic", "aiosqlite", "genai-prices", "starlette", "uvicorn", "typer", "rich")
+PACKAGES = (
+    *("mcp", "anthropic", "pydantic", "aiosqlite", "genai-prices", "starlette", "uvicorn", "typer", "rich"),
+    *("keyring", "cryptography"),
+)
 
 
 def command(
@@ -40,7 +44,7 @@ def command(
 ) -> None:
     """Say what is installed, what the data folder holds and how large it is, which providers answer, what is missing.
 
-    Exits with 1 if something essential is missing. Nothing goes over the network.
+    Exits with 1 if something essential is missing. Nothing leaves this machine.
     """
     if settings:
         listed = list_settings(Config)
@@ -81,11 +85,7 @@ async def _look(place: Home, config: Config, project: Path | None) -> dict[str, 
         counts = await services.journal.read(_counts)
         sizes = await asyncio.to_thread(measure, place.database, limit_s=MEASURE_S)
         would = await Retention(services.journal, config.retention).preview(limit_s=MEASURE_S)
-        default = services.registry.settings.default_provider
-        providers = {
-            name: {"answers": answers, "why": why, "default": name == default}
-            for name, (answers, why) in services.registry.available().items()
-        }
+        models = await look_at_models(services.registry, config, place)
         return {
             "data_folder": str(place.root),
             "config": "config.yaml" if place.config.is_file() else "none (defaults)",
@@ -106,7 +106,7 @@ async def _look(place: Home, config: Config, project: Path | None) -> dict[str, 
             "worker_sign": await services.journal.read(_sign),
             "worker_error": last_error(place),
             "routing": await services.journal.read(lambda tx: _routing(tx, config)),
-            "providers": providers,
+            **models,
             "compositions": report.total,
             "composition_problems": [f"{bad.layer}/{bad.path}: {bad.message}" for bad in report.problems],
         }  # fmt: skip
@@ -173,10 +173,7 @@ def _missing(facts: dict[str, Any]) -> list[dict[str, Any]]:
         for name, version in facts["packages"].items()
         if version is None
     ]
-    for name, state in facts["providers"].items():
-        if state["default"] and not state["answers"]:
-            get = f"{state['why']}; or set `provider: scripted` in config.yaml"
-            missing.append({"what": f"the default provider {name!r} does not answer", "essential": False, "get": get})
+    missing += missing_models(facts)
     missing += [
         {"what": f"composition {problem}", "essential": False, "get": "correct the file"}
         for problem in facts["composition_problems"]
@@ -201,9 +198,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     ]
     if facts["worker_error"]:
         lines.append(f"worker's log {facts['worker_error']}")
-    for name, state in facts["providers"].items():
-        default = " (default)" if state["default"] else ""
-        lines.append(f"provider     {name}{default}: {'ok' if state['answers'] else 'no'}, {state['why']}")
+    lines += lines_of_models(facts)
     lines += [
         f"{'MISSING' if each['essential'] else 'note':<12} {each['what']}: {each['get']}" for each in facts["missing"]
     ]

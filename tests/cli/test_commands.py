@@ -15,7 +15,13 @@ import anthropic
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+# Nobody is logged in, and no key is there.
+ENV = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_"))},
+    "PYTHONPATH": str(ROOT),
+    "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",
+    "CLAUDE_CONFIG_DIR": "/nonexistent",
+}
 
 
 def ksi(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -33,7 +39,7 @@ def scripted(home: Path) -> str:
 def test_version_and_help_say_what_there_is() -> None:
     assert ksi("--version").stdout.startswith("ksi-mcp 0.")
     helped = ksi("--help").stdout
-    for command in ("serve", "worker", "demo", "init", "doctor", "events", "call", "api-sim"):
+    for command in ("serve", "worker", "demo", "init", "doctor", "events", "call", "credentials", "api-sim"):
         assert command in helped
 
 
@@ -65,6 +71,7 @@ def test_doctor_reports_for_people_and_for_programs(tmp_path: Path) -> None:
 
 
 def test_doctor_names_a_bad_composition_and_a_missing_key(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("provider: anthropic\n")
     (tmp_path / "compositions").mkdir()
     (tmp_path / "compositions" / "bad.yaml").write_text("name: [unclosed\n")
     facts = json.loads(ksi("doctor", "--home", str(tmp_path), "--json").stdout)

@@ -1,0 +1,362 @@
+"""Model profiles: a name for a model, where it is reached, how it is asked and what stands in for it.
+
+Three layers: those that come with the server, `profiles.yaml` of the data folder, `.ksi/profiles.yaml` of the project.
+A later layer changes single keys of a profile of the same name. A project may come from somebody else: it chooses among
+the providers that the operator has, and says neither where they are, nor which key they get, nor what they cost.
+
+A mistake costs the profile, or the file, that it is in, and nothing else: whoever names it gets the error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ksi_mcp.budgets.prices import Override, Prices
+from ksi_mcp.errors import Invalid
+from ksi_mcp.providers.credentials import check_credential_name
+from ksi_mcp.providers.kinds import KINDS, kind_of
+from ksi_mcp.providers.profile_files import Layer, Stamp, check_said, checked, mentions, parse, read_small, stamp_of
+from ksi_mcp.providers.urls import check_url
+
+FILE: Final = "profiles.yaml"
+PROJECT_FOLDER: Final = ".ksi"
+MAX_CHAIN: Final = 20
+"""Models that stand in for one, those of other profiles included; also how deep profiles name each other."""
+ENDPOINT_KINDS: Final = ("openai_compatible", "anthropic")
+"""The kinds that can be reached at more than one place."""
+
+# What a fallback without a provider must look like to be a model: a slip in a profile's name must not pass for one.
+_MODEL: Final = re.compile(r".*[\d/].*|opus|sonnet|haiku|fable|opusplan")
+_SETTINGS: Final = ("max_tokens", "effort", "timeout_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A model of a chain. Without a provider it is at the agent's own; without a model, whichever is there."""
+
+    provider: str | None
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A profile, ready for use."""
+
+    name: str
+    layer: Layer
+    """The last one that says something of it."""
+    first: Link
+    chain: tuple[Link, ...]
+    """What stands in, in order, no model twice."""
+    settings: Mapping[str, Any]
+    """`max_tokens`, `effort` and `timeout_s`, as far as it says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A place of its own at which a kind of provider is reached, with its own limit, breaker and key."""
+
+    name: str
+    """`kind@profile`."""
+    base_url: str
+    loopback: bool
+    api_key_env: str | None
+    in_flight: int | None
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileProblem:
+    """What is wrong in which layer's file; `profile` is None if it is the file as a whole."""
+
+    layer: Layer
+    profile: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """What all layers say together."""
+
+    profiles: Mapping[str, Profile]
+    endpoints: Mapping[str, Endpoint]
+    prices: Mapping[str, Override]
+    problems: tuple[ProfileProblem, ...]
+    broken: Mapping[str, Invalid]
+    """Why a profile cannot be used, by its name."""
+    unread: tuple[tuple[str, Invalid], ...]
+    """The text of each file that could not be read as a whole, and why."""
+
+
+class Profiles:
+    """The profiles of all layers, read when they are first asked for and again when a file has changed.
+
+    `knows` says whether a name that is no kind of ours is a provider all the same.
+    """
+
+    def __init__(self, *, user: Path | None, project: Path | None, knows: Callable[[str], bool]) -> None:
+        self._paths: list[tuple[Layer, Path]] = [("built-in", Path(__file__).with_name(FILE))]
+        if user is not None:
+            self._paths.append(("user", user / FILE))
+        # A data folder inside the project is the operator's all the same.
+        if project is not None and (user is None or user.resolve() != (project / PROJECT_FOLDER).resolve()):
+            self._paths.append(("project", project / PROJECT_FOLDER / FILE))
+        self._knows = knows
+        self._seen: list[Stamp | None] = []
+        self._table: _Table
+
+    def get(self, name: str) -> Profile | None:
+        """The profile of that name; None if there is none.
+
+        Raises:
+            Invalid: a file says something of it that cannot be used.
+        """
+        table = self._read()
+        if name in table.broken:
+            raise table.broken[name]
+        for text, wrong in table.unread:
+            if mentions(text, name):
+                raise wrong
+        return table.profiles.get(name)
+
+    def links(self, entry: str, *, at: str | None) -> Iterator[Link]:
+        """What an entry of a fallback stands for: a profile with all that stands in for it, or a model.
+
+        `at` is the provider beside which it is written.
+
+        Raises:
+            Invalid: it names a provider or profile that there is not.
+        """
+        profile = self.get(entry)
+        if profile is None:
+            yield self._model(entry, at)
+        else:
+            yield profile.first
+            yield from profile.chain
+
+    def all(self) -> dict[str, Profile]:
+        """Every profile that can be used, by name."""
+        return dict(sorted(self._read().profiles.items()))
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """The places that profiles have of their own, by the provider's name."""
+        return self._read().endpoints
+
+    def prices(self) -> Mapping[str, Override]:
+        """What the operator says of prices, by `provider:model`, `provider:*` or `model`."""
+        return self._read().prices
+
+    def problems(self) -> tuple[ProfileProblem, ...]:
+        """What is wrong in the files."""
+        return self._read().problems
+
+    def _read(self) -> _Table:
+        stamps = [stamp_of(path) for _, path in self._paths]
+        if stamps != self._seen:
+            self._table = _Reading(self._knows).table(self._paths)
+            self._seen = stamps
+        return self._table
+
+    def _model(self, entry: str, at: str | None) -> Link:
+        return _model(entry, at, self._is_provider)
+
+    def _is_provider(self, name: str) -> bool:
+        return name in KINDS or name in self._read().endpoints or ("@" not in name and self._knows(name))
+
+
+class _Reading:
+    """Puts the layers together, once."""
+
+    def __init__(self, knows: Callable[[str], bool]) -> None:
+        self._knows = knows
+        self._said: dict[str, dict[str, Any]] = {}
+        self._layer: dict[str, Layer] = {}
+        self._problems: list[ProfileProblem] = []
+        self._broken: dict[str, Invalid] = {}
+        self._unread: list[tuple[str, Invalid]] = []
+        self._endpoints: dict[str, Endpoint] = {}
+        self._prices: dict[str, Override] = {}
+        self._chains: dict[str, tuple[Link, ...]] = {}
+
+    def table(self, paths: list[tuple[Layer, Path]]) -> _Table:
+        for layer, path in paths:
+            if layer != "project":
+                self._take(layer, path)
+        # Where a model is reached and what it costs is settled before a project says anything: a price is that of the
+        # model that the operator named, and not of one that a project puts in its place.
+        for name in list(self._said):
+            self._try(name, self._settle)
+        for layer, path in paths:
+            if layer == "project":
+                self._take(layer, path)
+        profiles: dict[str, Profile] = {}
+        for name in list(self._said):
+            if (made := self._try(name, self._profile)) is not None:
+                profiles[name] = made
+        return _Table(
+            profiles=profiles,
+            endpoints=self._endpoints,
+            prices=self._prices,
+            problems=tuple(self._problems),
+            broken=self._broken,
+            unread=tuple(self._unread),
+        )
+
+    def _take(self, layer: Layer, path: Path) -> None:
+        what, text = f"{FILE} ({layer})", ""
+        try:
+            text = read_small(path, layer, what)
+            document = parse(text, what)
+        except Invalid as wrong:
+            self._unread.append((text, wrong))
+            self._problems.append(ProfileProblem(layer=layer, profile=None, message=wrong.text()))
+            return
+        for name, given in document.items():
+            self._layer[name] = layer
+            before = self._said.setdefault(name, {})
+            try:
+                said = check_said(name, given, layer)
+            except Invalid as wrong:
+                self._fail(name, wrong)
+                continue
+            if layer == "project" and said.get("provider") is not None and before.get("base_url") is not None:
+                self._fail(name, Invalid("provider is not a project's to say: the profile has a base_url"))
+            before.update(said)
+
+    def _try(self, name: str, work: Callable[[str], Any]) -> Any:
+        """What `work` makes of a profile; None if it cannot be used."""
+        if name in self._broken:
+            return None
+        try:
+            return work(name)
+        except Invalid as wrong:
+            self._fail(name, wrong)
+            return None
+
+    def _fail(self, name: str, wrong: Invalid) -> None:
+        layer, shown = self._layer[name], name[:60]
+        self._broken[name] = Invalid(f"profile {shown!r} in {FILE} ({layer}): {wrong.message}", hint=wrong.hint)
+        self._problems.append(ProfileProblem(layer=layer, profile=shown, message=wrong.text()))
+
+    def _settle(self, name: str) -> None:
+        """Its place and its price, as the operator says them."""
+        wants = checked(self._said[name])
+        provider = wants.provider
+        loopback = False
+        if wants.base_url is None:
+            if (
+                alone := next((key for key in ("api_key_env", "in_flight") if getattr(wants, key) is not None), None)
+            ) is not None:
+                raise Invalid(
+                    f"{alone} goes with a base_url",
+                    hint="the key and the limit of a provider without one are in config.yaml",
+                )
+        else:
+            kind = provider or "openai_compatible"
+            if kind not in ENDPOINT_KINDS:
+                raise Invalid(
+                    f"provider {kind[:60]!r} has no base_url", hint=f"those that have are {', '.join(ENDPOINT_KINDS)}"
+                )
+            _, loopback = check_url(wants.base_url, f"profile {name}")
+            if wants.api_key_env is not None:
+                check_credential_name(wants.api_key_env)
+            provider = f"{kind}@{name}"
+            self._endpoints[provider] = Endpoint(
+                name=provider,
+                base_url=wants.base_url,
+                loopback=loopback,
+                api_key_env=wants.api_key_env,
+                in_flight=wants.in_flight,
+                model=wants.model,
+            )
+            if loopback and kind == "openai_compatible" and wants.price is None:
+                self._prices[f"{provider}:*"] = "free"
+        if wants.price is not None:
+            if wants.model is None and wants.base_url is None:
+                raise Invalid("price goes with a model")
+            model = wants.model or "*"
+            key = model if provider is None else f"{provider}:{model}"
+            Prices({key: wants.price})
+            if self._prices.setdefault(key, wants.price) != wants.price:
+                raise Invalid(f"another profile gives {key[:100]!r} another price")
+
+    def _profile(self, name: str) -> Profile:
+        wants = checked(self._said[name])
+        settings = {key: value for key in _SETTINGS if (value := getattr(wants, key)) is not None}
+        return Profile(
+            name=name,
+            layer=self._layer[name],
+            first=self._first(name),
+            chain=self._chain(name, (name,)),
+            settings=settings,
+        )
+
+    def _first(self, name: str) -> Link:
+        said = self._said[name]
+        provider, model = said.get("provider"), said.get("model")
+        own = next((f"{kind}@{name}" for kind in ENDPOINT_KINDS if f"{kind}@{name}" in self._endpoints), None)
+        if own is not None:
+            return Link(provider=own, model=model)
+        if model is None:
+            raise Invalid("it names no model")
+        if provider is not None and not self._is_provider(provider):
+            raise Invalid(f"unknown provider {provider[:60]!r}", hint=f"there are {', '.join(self._known())}")
+        return Link(provider=provider, model=model)
+
+    def _chain(self, name: str, path: tuple[str, ...]) -> tuple[Link, ...]:
+        """Everything that stands in for a profile, depth first. `path` is how one came here."""
+        if name in self._chains:
+            return self._chains[name]
+        first = self._first(name)
+        found: dict[Link, None] = {}
+        for entry in self._said[name].get("fallback") or ():
+            if entry not in self._said:
+                found[self._named(entry, first.provider)] = None
+                continue
+            if entry in path:
+                circle = " -> ".join((*path[path.index(entry) :], entry))
+                raise Invalid(f"its fallbacks go in a circle: {circle}", hint="take one of them out")
+            if len(path) >= MAX_CHAIN:
+                raise Invalid(f"its fallbacks lead through more than {MAX_CHAIN} profiles")
+            if entry in self._broken:
+                raise Invalid(f"its fallback {entry[:60]!r} cannot be used: {self._broken[entry].message}")
+            found[self._first(entry)] = None
+            found.update(dict.fromkeys(self._chain(entry, (*path, entry))))
+        found.pop(first, None)
+        if len(found) > MAX_CHAIN:
+            raise Invalid(f"{len(found)} models stand in for it, the limit is {MAX_CHAIN}")
+        self._chains[name] = tuple(found)
+        return self._chains[name]
+
+    def _named(self, entry: str, at: str | None) -> Link:
+        if ":" not in entry and not _MODEL.fullmatch(entry):
+            raise Invalid(
+                f"unknown fallback {entry[:80]!r}",
+                hint="it is no profile; write a model as provider:model",
+            )
+        return _model(entry, at, self._is_provider)
+
+    def _is_provider(self, name: str) -> bool:
+        return name in KINDS or name in self._endpoints or ("@" not in name and self._knows(name))
+
+    def _known(self) -> list[str]:
+        return sorted({*KINDS, *self._endpoints})
+
+
+def _model(entry: str, at: str | None, is_provider: Callable[[str], bool]) -> Link:
+    """`model`, or `provider:model`; models of local servers have colons of their own."""
+    provider, colon, model = entry.partition(":")
+    if not colon:
+        return Link(provider=at, model=entry)
+    if is_provider(provider) and model:
+        return Link(provider=provider, model=model)
+    if at is not None and kind_of(at) == "openai_compatible":
+        return Link(provider=at, model=entry)
+    raise Invalid(
+        f"fallback {entry[:80]!r} names the unknown provider {provider[:60]!r}",
+        hint="write provider:model; `ksi-mcp doctor` shows the providers",
+    )
