@@ -19,10 +19,15 @@ from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import limits_of
 from ksi_mcp.budgets.prices import Prices
 from ksi_mcp.clock import Clock, SystemClock
+from ksi_mcp.completions.batching import Batching
 from ksi_mcp.completions.breaker import Breakers
 from ksi_mcp.completions.latency import Latencies
 from ksi_mcp.completions.limiter import Limits
 from ksi_mcp.completions.liveness import Heartbeat, HungWorkerWatch
+from ksi_mcp.completions.prefetch import unfinished as prefetches_wait
+from ksi_mcp.completions.prefetcher import Prefetcher
+from ksi_mcp.completions.preparing import Preparing
+from ksi_mcp.completions.semantic import SemanticCache
 from ksi_mcp.completions.slots import Slots
 from ksi_mcp.completions.turns import TurnRunner
 from ksi_mcp.completions.units import TurnUnits
@@ -43,11 +48,13 @@ from ksi_mcp.launching import WorkerLauncher
 from ksi_mcp.orchestrations.conductor import Conductor
 from ksi_mcp.orchestrations.monitor import Monitor
 from ksi_mcp.orchestrations.supervision import Supervisor
+from ksi_mcp.providers.mcp_tools import McpTools
 from ksi_mcp.providers.registry import ProviderRegistry, settings_of
 from ksi_mcp.pumps import LONGEST_NAP_S, Pumps, nap, new_bell
 from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.routing.router import Router
 from ksi_mcp.services import Services
+from ksi_mcp.tools.agent_tools import AgentTools, Outside
 from ksi_mcp.tools.catalog import ALL_TOOLS
 from ksi_mcp.tools.toolbox import Toolbox
 
@@ -58,7 +65,7 @@ POLL_S = 0.25
 LOCK_WAIT_S = 2.0
 """A starting worker waits so long for the lock: a mere look at it must not turn it away."""
 IDLE_LOOK_S = 0.5
-_WORKING = ("ksi-worker", "ksi-router", "ksi-delayed")
+_WORKING = ("ksi-worker", "ksi-router", "ksi-delayed", "ksi-batches")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +141,8 @@ class App:
         commands = frozenset(command for tool in ALL_TOOLS for command in (tool.command, *tool.commands))
         router = Router(journal, roster, is_command=commands.__contains__, hear=roster.hear, damping=config.damping)
         library = Library(journal, builtin=builtin_root(), user=self.home.compositions, project=self._options.project)
+        registry = ProviderRegistry(settings_of(config, self.home.root, self._options.project), clock, environ)
+        self._outside = McpTools(config.mcp_servers, clock=clock, lookup=registry.credentials.get, home=self.home.root)
         self.services = Services(
             clock=clock,
             config=config,
@@ -146,15 +155,17 @@ class App:
             router=router,
             conductor=Conductor(journal, library, roster, router, ledger),
             supervisor=Supervisor(journal, queues, roster, router, config.supervision),
-            registry=ProviderRegistry(settings_of(config, self.home.root), clock, environ),
-            prices=Prices(config.prices),
+            registry=registry,
+            prices=Prices(registry.price_overrides()),
         )
         self.services.supervisor.listen()
         self.services.conductor.listen()
         self.toolbox = Toolbox(self.services, ALL_TOOLS)
-        units = TurnUnits(journal, queues, roster, ledger, Breakers(journal))
-        slots, latencies = Slots(Limits(clock, ceiling=config.in_flight), clock), Latencies()
-        prices, get_provider = self.services.prices, self.services.registry.get
+        semantic = SemanticCache(journal, config.semantic_cache)
+        units = TurnUnits(journal, queues, roster, ledger, Breakers(journal), semantic=semantic)
+        slots, latencies = Slots(Limits(clock, ceiling=registry.in_flight), clock), Latencies()
+        self.agent_tools = AgentTools(self.toolbox, Outside(self._outside, journal, queues))
+        preparing = Preparing(config, self.agent_tools, self.services.prices)
         worker_id, beat_s = WorkerId(new_id("w")), config.worker.beat_s
         self._heartbeat = Heartbeat(journal, worker_id, every_s=beat_s, lost=self._stop_working)
         self._watch = HungWorkerWatch(journal, clock, hung_s=config.worker.hung_s, held=self._launcher.lives)
@@ -163,10 +174,40 @@ class App:
             journal,
             queues,
             units,
-            TurnRunner(journal, units, self.toolbox, prices, get_provider, slots=slots, latencies=latencies),
+            TurnRunner(
+                journal,
+                units,
+                self.agent_tools,
+                preparing,
+                registry.get,
+                slots=slots,
+                latencies=latencies,
+                semantic=semantic,
+            ),
             slots=slots,
             worker_id=worker_id,
             concurrency=config.worker.concurrency,
+        )
+        self.prefetcher = Prefetcher(
+            journal,
+            queues,
+            roster,
+            ledger,
+            preparing=preparing,
+            get_provider=registry.get,
+            slots=slots,
+            free_places=self.worker.free_places,
+            claiming=self.worker.claiming,
+        )
+        self.worker.share_with(self.prefetcher)
+        self.batching = Batching(
+            journal,
+            queues,
+            units,
+            preparing,
+            registry.get,
+            worker_id=worker_id,
+            poll_s=config.anthropic.batch_poll_s,
         )
         self.retention = Retention(journal, config.retention)
         self._doorbell = Doorbell(self.home.root)
@@ -194,8 +235,11 @@ class App:
             await services.decisions.write_missing()
             self._spawn(self._heartbeat.run(), "ksi-heartbeat")
             pumps = Pumps(services, self.toolbox)
-            for work, name in zip((self.worker.run(), pumps.route(), pumps.fire_delayed()), _WORKING, strict=True):
+            for work, name in zip(
+                (self.worker.run(), pumps.route(), pumps.fire_delayed(), self.batching.run()), _WORKING, strict=True
+            ):
                 self._spawn(work, name)
+            self._spawn(self.prefetcher.run(), "ksi-prefetcher")
             self._spawn(self.monitor.run(), "ksi-monitor")
             self._spawn(self.retention.run(), "ksi-retention")
             self._spawn(asyncio.to_thread(clear_away_the_dead), "ksi-clear-away")
@@ -210,6 +254,7 @@ class App:
                 logger.error("a part of the server had failed: %r", outcome)
         self._tasks.clear()
         if hasattr(self, "services"):
+            await self._outside.aclose()
             await self.services.registry.aclose()
             await self.services.journal.close()
             self._doorbell.close()
@@ -222,7 +267,7 @@ class App:
     def _stop_working(self) -> None:
         """Another worker has taken over: this one claims, routes and fires nothing any more."""
         for task in self._tasks:
-            if task.get_name() in _WORKING:
+            if task.get_name() in (*_WORKING, "ksi-prefetcher"):
                 task.cancel()
 
     async def _poll(self) -> None:
@@ -255,6 +300,8 @@ class App:
             turns, outbox = tx.one("queues.open_turns"), tx.one("events.outbox_waiting")
             timers = (tx.one("events.next_due"), tx.one("routing.next_join_due"))
             waiting = any(due is not None and due["due_ms"] is not None for due in timers)
+            batch = tx.one("completions.batch_open")
+            waiting = waiting or bool(batch and batch["open"]) or prefetches_wait(tx)
             if self.services.router.is_paused(tx):  # safe mode: events wait for a worker that delivers
                 outbox = None
             if self._options.worker != "inside" and tx.one("budgets.orphan_holds") is not None:
@@ -279,11 +326,11 @@ class App:
             for task in self._tasks:
                 if task.done():
                     task.result()
-            if self.worker.busy or await self.unfinished():
+            if self.worker.busy or self.prefetcher.busy or await self.unfinished():
                 quiet_since_s = self._clock.monotonic_s()
             elif idle_s is not None and self._clock.monotonic_s() - quiet_since_s >= idle_s:
                 async with self.worker.claiming:  # what is claimed without the lock another worker would run again
-                    if self.worker.busy:
+                    if self.worker.busy or self.prefetcher.busy:
                         continue
                     self._lock.release()
                     if not await self.unfinished():

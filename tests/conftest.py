@@ -6,8 +6,10 @@ Other set-up belongs into the test that needs it.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -28,6 +30,7 @@ from ksi_mcp.completions.units import TurnUnits
 from ksi_mcp.config import Config, Home
 from ksi_mcp.db import Tx
 from ksi_mcp.permissions import OPERATOR, fresh_context
+from ksi_mcp.providers import choosing
 from ksi_mcp.queues.model import Turn
 
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
@@ -42,6 +45,9 @@ def no_real_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may spend money or depend on whose machine it runs on."""
     for name in [*_KEYS, *(name for name in os.environ if name.startswith("KSI_"))]:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
+    monkeypatch.setenv("CLAUDE_CONFIG_DIR", "/nonexistent")  # nobody is logged in
+    monkeypatch.setattr(choosing, "LOCAL", {})  # and no models run here
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +65,36 @@ def kept_is_stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(TurnUnits, "_load", looked)
     yield
     assert wrong == []
+
+
+@dataclass(frozen=True)
+class ClaudeCode:
+    """The real program, and the environment in which it meets nobody but a server on this machine."""
+
+    command: str
+    passed: tuple[str, ...] = (
+        "ANTHROPIC_BASE_URL",
+        "ANTHROPIC_API_KEY",
+        "DISABLE_TELEMETRY",
+        "DISABLE_ERROR_REPORTING",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC",
+    )
+
+    def environ(self, root: Path, url: str) -> dict[str, str]:
+        root.mkdir(parents=True, exist_ok=True)
+        own = {"HOME": str(root), "CLAUDE_CONFIG_DIR": str(root / "claude"), "PATH": os.environ["PATH"]}
+        return own | dict(zip(self.passed, (url, "simulated", "1", "1", "1"), strict=True))
+
+
+@pytest.fixture(scope="session")
+def claude_code() -> ClaudeCode:
+    """KSI_TEST_CLAUDE, `claude` on PATH, or the one in the package claude_agent_sdk."""
+    found = os.environ.get("KSI_TEST_CLAUDE") or shutil.which("claude")
+    if not found and (spec := importlib.util.find_spec("claude_agent_sdk")) and spec.origin:
+        found = str(Path(spec.origin).parent / "_bundled" / "claude")
+    if not found or not os.access(found, os.X_OK):
+        pytest.skip("there is no Claude Code: set KSI_TEST_CLAUDE to it, see scripts/claude-for-tests")
+    return ClaudeCode(command=found)
 
 
 # An application with its worker inside, on a folder of its own, answered by a script.
@@ -149,11 +185,16 @@ class House:
             "SELECT spent_usd_micros, spent_tokens, spent_turns FROM account WHERE account_id = 'global'"
         )
         assert (spent_usd, spent_tokens) == (usd, tokens)
+        ((prefetched,),) = self.rows("SELECT TOTAL(cost_usd_micros) FROM prefetch")
+        ((held, tokens_held),) = self.rows(
+            "SELECT TOTAL(cost_usd_micros), TOTAL(cost_tokens) FROM hold WHERE turn_id LIKE 'prefetch:%'"
+        )
+        assert prefetched == held
         ((of_turns, tokens_of_turns),) = self.rows("SELECT TOTAL(cost_usd_micros), TOTAL(tokens) FROM turn")
-        assert (of_turns, tokens_of_turns) == (usd, tokens)
+        assert (of_turns + prefetched, tokens_of_turns + tokens_held) == (usd, tokens)
         ((of_calls,),) = self.rows("SELECT TOTAL(cost_usd_micros) FROM provider_call")
-        assert of_calls == usd
-        ((called,),) = self.rows("SELECT COUNT(DISTINCT turn_id) FROM provider_call")
+        assert of_calls + prefetched == usd
+        ((called,),) = self.rows("SELECT COUNT(DISTINCT turn_id) FROM provider_call WHERE reused_from IS NULL")
         assert turns == called
         assert self.rows("SELECT * FROM turn_wait") == []
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ksi_mcp.providers.base import Answer, Block, Message, Role, ToolResult, ToolUse
+from ksi_mcp.providers.base import Answer, Block, Message, Role, Thinking, ToolResult, ToolUse
 
 PER_MESSAGE_TOKENS: Final = 16
 """What a provider wraps around a message or a tool call."""
@@ -35,6 +35,10 @@ class Round:
     results: dict[int, StoredResult]
     note: str | None = None
     """What the model was told after it."""
+    thinking: tuple[Thinking, ...] = ()
+    """What went before its tool calls, for its provider only."""
+    session: dict[str, Any] | None = None
+    """What its provider needs to go on from here."""
 
     @property
     def complete(self) -> bool:
@@ -75,7 +79,17 @@ class PastTurn:
         """What was answered in the end."""
         if self.answer is not None:
             return self.answer
-        return self.rounds[-1].text if self.rounds else ""
+        return whole_text(self.rounds)
+
+
+def whole_text(rounds: Sequence[Round]) -> str:
+    """The text of the last round, with what a pause had parted from it."""
+    texts: list[str] = []
+    for item in reversed(rounds):
+        if texts and item.stop_reason != "pause_turn":
+            break
+        texts.append(item.text)
+    return "".join(reversed(texts))
 
 
 def plain(text: str) -> str:
@@ -85,23 +99,34 @@ def plain(text: str) -> str:
 
 def encode_answer(answer: Answer) -> str:
     """An answer as stored."""
-    stored = _compact(
-        {
-            "text": answer.text,
-            "tool_uses": [{"id": use.id, "name": use.name, "input": use.input} for use in answer.tool_uses],
-            "stop_reason": answer.stop_reason,
-            "model": answer.model,
-            "request_id": answer.request_id,
-        }
-    )
-    return plain(stored)
+    said: dict[str, Any] = {
+        "text": answer.text,
+        "tool_uses": [{"id": use.id, "name": use.name, "input": use.input} for use in answer.tool_uses],
+        "stop_reason": answer.stop_reason,
+        "model": answer.model,
+        "request_id": answer.request_id,
+    }
+    if answer.thinking and answer.tool_uses:  # nobody asks for it once the turn is over
+        said["thinking"] = [{"provider": t.provider, "model": t.model, "data": dict(t.data)} for t in answer.thinking]
+    if answer.session is not None:
+        said["session"] = dict(answer.session)
+    return plain(_compact(said))
 
 
 def round_of(number: int, stored: str, results: dict[int, StoredResult]) -> Round:
     """A round from its stored answer."""
     answer: dict[str, Any] = json.loads(stored)
     uses = tuple(ToolUse(id=use["id"], name=use["name"], input=use["input"]) for use in answer["tool_uses"])
-    return Round(number=number, text=answer["text"], tool_uses=uses, stop_reason=answer["stop_reason"], results=results)
+    thinking = tuple(Thinking(**thought) for thought in answer.get("thinking", ()))
+    return Round(
+        number=number,
+        text=answer["text"],
+        tool_uses=uses,
+        stop_reason=answer["stop_reason"],
+        results=results,
+        thinking=thinking,
+        session=answer.get("session"),
+    )
 
 
 def messages_of(turn: PastTurn) -> list[Message]:
@@ -115,7 +140,7 @@ def messages_of(turn: PastTurn) -> list[Message]:
     for place, item in enumerate(turn.rounds):
         replaced = turn.answer is not None and place == last and not item.tool_uses and item.note is None
         if not replaced:
-            _say(messages, "assistant", ((item.text,) if item.text.strip() else ()) + item.tool_uses)
+            _say(messages, "assistant", (*item.thinking, *((item.text,) if item.text.strip() else ()), *item.tool_uses))
         told: tuple[Block, ...] = tuple(_result(item, i) for i in range(len(item.tool_uses)))
         _say(messages, "user", told if item.note is None else (*told, item.note))
     if turn.answer is not None and turn.answer.strip():
@@ -154,6 +179,8 @@ def tokens_bound(messages: Sequence[Message]) -> int:
             elif isinstance(block, ToolUse):
                 total += PER_MESSAGE_TOKENS + byte_size(block.id) + byte_size(block.name)
                 total += byte_size(json.dumps(block.input, ensure_ascii=False))
+            elif isinstance(block, Thinking):
+                total += PER_MESSAGE_TOKENS + byte_size(json.dumps(dict(block.data), ensure_ascii=False))
             else:
                 total += PER_MESSAGE_TOKENS + byte_size(block.tool_use_id) + byte_size(block.content)
     return total

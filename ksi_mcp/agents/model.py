@@ -37,7 +37,10 @@ class AgentSettings:
     fallback: tuple[str, ...] = ()
     """Models asked instead while the first choice fails: `model` or `provider:model`."""
     cache: str | None = None
-    """`exact`: a request that was answered before is not bought again."""
+    """`exact`: a request that was answered before is not bought again; `semantic`: nor one that asks the same, also in
+    other words, if the configuration has an embedder and says so."""
+    mcp_servers: dict[str, list[str] | None] | None = None
+    """Servers of the operator's configuration whose tools the agent gets, by name: which of them; None: all it may."""
     expect: dict[str, Any] | None = None
     """What every reply must be like."""
     supervision: str | dict[str, Any] | None = None

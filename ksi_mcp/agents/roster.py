@@ -22,6 +22,7 @@ from ksi_mcp.agents.model import (
     check_within,
     encode_settings,
 )
+from ksi_mcp.agents.servers import check_servers_within
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import GLOBAL
 from ksi_mcp.db import Row, Tx
@@ -64,7 +65,9 @@ class Delivery:
     """`INJECTED` goes before what waits already."""
     expect: str | None = None
     """JSON: what the reply must be like, checked already; None: what the agent's settings say."""
-    cache: Literal["exact"] | None = None
+    cache: Literal["exact", "semantic"] | None = None
+    batched: bool = False
+    """It goes with a batch of its provider, at half the price."""
     turn_id: TurnId | None = None
     """See `TurnDraft`."""
 
@@ -164,6 +167,7 @@ class Roster:
         if parent.life != "active":
             raise Conflict(f"agent {parent.name!r} has ended", hint="choose a living parent, or none")
         check_within(spec.capabilities, parent.capabilities, holder=f"parent {parent.name!r}")
+        check_servers_within(spec.settings.mcp_servers, parent.settings.mcp_servers, holder=f"parent {parent.name!r}")
         if spec.orchestration_id not in (None, parent.orchestration_id):
             raise Invalid(
                 f"parent {parent.name!r} lives in {parent.orchestration_id or 'no orchestration'}, "
@@ -227,6 +231,7 @@ class Roster:
                 priority=how.priority,
                 expect=how.expect,
                 cache=how.cache,
+                batched=how.batched,
                 turn_id=how.turn_id,
             ),
         )

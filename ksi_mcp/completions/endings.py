@@ -48,6 +48,8 @@ def report_end(tx: Tx, journal: Recorder, turn: Turn, *, agent_name: str) -> Non
         data |= {"substituted": True, "first_error": (turn.first_error or "")[:2000]}
     if turn.reused:
         data["reused"] = True
+    if turn.similarity is not None:
+        data["similarity"] = turn.similarity
     if turn.answered_by is not None:
         data["answered_by"] = turn.answered_by
     name = "completion:result" if turn.state == "done" else "completion:failed"

@@ -35,7 +35,16 @@ _MAX_LENGTH: Final = 1_000_000
 _MAX_PROBLEMS: Final = 5
 _MAX_PROBLEM_CHARS: Final = 300
 
-_KEYS: Final = ("json_schema", "regex", "min_length", "max_length", "contains", "max_attempts", "on_invalid")
+_KEYS: Final = (
+    "json_schema",
+    "structured",
+    "regex",
+    "min_length",
+    "max_length",
+    "contains",
+    "max_attempts",
+    "on_invalid",
+)
 _ONE: Final = frozenset(
     ("items", "additionalItems", "contains", "additionalProperties", "propertyNames", "not", "if", "then", "else")
 )
@@ -56,6 +65,8 @@ class Expect:
 
     json_schema: str | None = None
     """As JSON; the reply must be JSON that fits, alone or in one fenced block."""
+    structured: bool = False
+    """The provider is told the schema as well, and sees to it itself where it can."""
     regex: str | None = None
     """Must be found somewhere in the reply."""
     min_length: int | None = None
@@ -87,8 +98,14 @@ def parse_expect(value: Any) -> Expect:
         raise Invalid(
             f"expect.on_invalid is {_shown(on_invalid)}", hint="'escalate' parks the turn for an answer, 'fail' ends it"
         )
+    structured = value.get("structured")
+    if structured not in (None, True, False) or (structured and value.get("json_schema") is None):
+        raise Invalid(
+            f"expect.structured is {_shown(structured)}", hint="true, together with json_schema, or leave it out"
+        )
     return Expect(
         json_schema=_schema(value.get("json_schema")),
+        structured=bool(structured),
         regex=_regex(value.get("regex")),
         min_length=shortest,
         max_length=longest,

@@ -8,7 +8,7 @@ from ksi_mcp.agents.history import PastTurn, Round
 from ksi_mcp.agents.model import Agent
 from ksi_mcp.budgets.model import Amount
 from ksi_mcp.completions.chain import Choice
-from ksi_mcp.providers.base import Request
+from ksi_mcp.providers.base import Request, ToolSpec
 from ksi_mcp.queues.model import Turn
 
 
@@ -45,6 +45,8 @@ class Wanted:
     worst: Amount
     unpriced: str | None
     request_hash: str
+    batch: bool = False
+    """It goes with a batch of its provider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +69,18 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The request of a turn's next round, and what it asks for to be let out."""
+    """The request of a turn's next round, what it asks for to be let out, and the tools that its agent has."""
 
     request: Request
     wanted: Wanted
+    tools: tuple[ToolSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """A round that was let out in the transaction that claimed its turn: its answer is there, or its call may leave."""
 
-    request: Request
+    prepared: Prepared
     admitted: Sent | Round
 
 

@@ -64,9 +64,9 @@ VALUES (:hold_id, :account_id, :turn_id, 'settled', 0, 0, 0, 0)
 -- reuse
 -- why: the round gets its answer as if it had been bought, marked as what it is.
 INSERT INTO provider_call (turn_id, round, attempt, hold_id, provider, model, state, answer, sent_at_ms, ended_at_ms,
-                           request_hash, reused_from)
+                           request_hash, reused_from, similarity)
 SELECT :turn_id, :round, :attempt, :hold_id, provider, model, 'answered', answer, :now_ms, :now_ms, :request_hash,
-       COALESCE(reused_from, call_id)
+       COALESCE(reused_from, call_id), :similarity
 FROM provider_call WHERE call_id = :call_id
 RETURNING answer
 
@@ -127,3 +127,237 @@ FROM provider_call AS said JOIN kept_result AS kept ON kept.turn_id = said.turn_
 JOIN tool_call AS given ON given.turn_id = kept.turn_id AND given.round = kept.round AND given.idx = kept.idx
 WHERE said.call_id = :call_id
 RETURNING idx, result, is_error
+
+-- prefetch_ask
+-- why: a prompt that may come next waits until nothing else is to be done.
+INSERT INTO prefetch (agent_id, prompt, account_id, state, created_by, created_at_ms, expires_at_ms, follows,
+                      cause_id, root_id, hops, depth)
+VALUES (:agent_id, :prompt, :account_id, 'waiting', :created_by, :now_ms, :expires_at_ms, :follows,
+        :cause_id, :root_id, :hops, :depth)
+
+-- prefetch_keep
+-- why: who asks for the same again wants it for longer, not twice.
+UPDATE prefetch SET expires_at_ms = MAX(expires_at_ms, :expires_at_ms)
+WHERE agent_id = :agent_id AND prompt = :prompt AND state IN ('waiting', 'sent', 'answered')
+
+-- prefetch_of_agent
+-- why: the newest prefetches of an agent, and how its conversation stands; nearly all of them are over.
+SELECT p.prefetch_id, p.agent_id, substr(p.prompt, 1, :shown_chars) AS prompt, p.account_id, p.state, p.created_by,
+       p.expires_at_ms, p.follows, p.provider, p.cost_usd_micros, p.error, p.used_by,
+       s.changes, s.pending, s.suspended, a.status AS life, a.draining,
+       s.pending > 0 AND (
+           EXISTS (SELECT 1 FROM turn t WHERE t.session_id = p.agent_id AND t.prompt = p.prompt
+                   AND t.state IN ('ready', 'running', 'retrying', 'blocked', 'parked'))
+           OR EXISTS (SELECT 1 FROM turn t WHERE t.session_id = p.agent_id AND t.prompt = p.prompt
+                      AND t.state = 'queued')) AS asked
+FROM prefetch p JOIN session s ON s.session_id = p.agent_id JOIN agent a ON a.agent_id = p.agent_id
+WHERE p.agent_id = :agent_id AND (:live = 0 OR p.state IN ('waiting', 'sent', 'answered'))
+ORDER BY p.prefetch_id DESC LIMIT :limit
+
+-- prefetch_open
+-- why: what the worker may have to cancel or to send, those first whose conversation rests.
+SELECT p.prefetch_id, p.agent_id, p.state, p.expires_at_ms, p.follows, a.provider,
+       s.changes, s.pending, s.suspended, a.status AS life, a.draining,
+       s.pending > 0 AND (
+           EXISTS (SELECT 1 FROM turn t WHERE t.session_id = p.agent_id AND t.prompt = p.prompt
+                   AND t.state IN ('ready', 'running', 'retrying', 'blocked', 'parked'))
+           OR EXISTS (SELECT 1 FROM turn t WHERE t.session_id = p.agent_id AND t.prompt = p.prompt
+                      AND t.state = 'queued')) AS asked
+FROM prefetch p JOIN session s ON s.session_id = p.agent_id JOIN agent a ON a.agent_id = p.agent_id
+WHERE p.state IN ('waiting', 'sent') AND (:prefetch_id IS NULL OR p.prefetch_id = :prefetch_id)
+ORDER BY p.state = 'waiting', s.pending > 0, p.prefetch_id LIMIT :limit
+
+-- prefetch_unfinished
+-- why: whether a worker has something to prefetch, or one that was lost has left a call to be settled.
+SELECT EXISTS (SELECT 1 FROM prefetch WHERE state = 'sent')
+    OR EXISTS (SELECT 1 FROM prefetch p JOIN session s ON s.session_id = p.agent_id
+               JOIN agent a ON a.agent_id = p.agent_id
+               WHERE p.state = 'waiting' AND p.expires_at_ms > :now_ms AND s.pending = 0 AND s.suspended = 0
+                 AND s.changes = p.follows AND a.status = 'active' AND a.draining = 0) AS open
+
+-- prefetch_one
+-- why: what is to be sent.
+SELECT * FROM prefetch WHERE prefetch_id = :prefetch_id
+
+-- prefetch_words
+-- why: what was put into the conversation goes with its next turn, so it is part of what is prefetched.
+SELECT position, content FROM injection WHERE session_id = :agent_id AND turn_id IS NULL ORDER BY injection_id
+
+-- prefetch_sent
+-- why: written before the call leaves: from here on it may have to be paid.
+UPDATE prefetch SET state = 'sent', provider = :provider, model = :model, request_hash = :request_hash, hold_id = :hold_id
+WHERE prefetch_id = :prefetch_id AND state = 'waiting'
+
+-- prefetch_paid
+-- why: what a call came to is booked on it, whatever has become of it meanwhile.
+UPDATE prefetch SET cost_usd_micros = :cost_usd_micros, input_tokens = :input_tokens, output_tokens = :output_tokens,
+                    cache_tokens = :cache_tokens, ended_at_ms = :now_ms
+WHERE prefetch_id = :prefetch_id
+
+-- prefetch_answered
+-- why: the answer waits for the turn that asks for it.
+UPDATE prefetch SET state = 'answered', answer = :answer WHERE prefetch_id = :prefetch_id AND state = 'sent'
+
+-- prefetch_over
+-- why: nothing will come of it any more, so of its texts only the beginning is kept.
+UPDATE prefetch SET state = :state, error = :error, prompt = substr(prompt, 1, :shown_chars), answer = NULL,
+                    ended_at_ms = COALESCE(ended_at_ms, :now_ms)
+WHERE prefetch_id = :prefetch_id AND state IN ('waiting', 'sent', 'answered')
+
+-- prefetch_lost
+-- why: calls whose worker died: nobody will ever learn what they cost.
+SELECT p.*, a.name AS agent_name, a.orchestration_id
+FROM hold h JOIN prefetch p ON p.prefetch_id = CAST(substr(h.turn_id, 10) AS INTEGER) AND p.hold_id = h.hold_id
+JOIN agent a ON a.agent_id = p.agent_id
+WHERE h.state IN ('reserved', 'sent') AND h.turn_id LIKE 'prefetch:%'
+
+-- prefetched
+-- why: an answer to the very request that a turn of that agent is about to make.
+SELECT * FROM prefetch
+WHERE request_hash = :request_hash AND state = 'answered' AND agent_id = :agent_id AND expires_at_ms > :now_ms
+ORDER BY prefetch_id DESC LIMIT 1
+
+-- prefetch_under_way
+-- why: whether the very request that a turn is about to make has left already.
+SELECT 1 FROM prefetch WHERE state = 'sent' AND agent_id = :agent_id AND request_hash = :request_hash LIMIT 1
+
+-- prefetch_used
+-- why: an answer is given once; of its texts only the beginning is kept, for the turn has them.
+UPDATE prefetch SET state = 'used', used_by = :turn_id, prompt = substr(prompt, 1, :shown_chars), answer = NULL
+WHERE prefetch_id = :prefetch_id AND state = 'answered'
+
+-- use_prefetched
+-- why: the round gets its answer as if it had been bought, marked as what it is.
+INSERT INTO provider_call (turn_id, round, attempt, hold_id, provider, model, state, answer, sent_at_ms, ended_at_ms,
+                           request_hash, reused_from)
+SELECT :turn_id, :round, :attempt, :hold_id, provider, model, 'answered', answer, :now_ms, :now_ms, request_hash,
+       -prefetch_id
+FROM prefetch WHERE prefetch_id = :prefetch_id AND state = 'answered'
+RETURNING answer
+
+-- batch_waits
+-- why: what a call that goes with a batch says until somebody sends it.
+UPDATE provider_call SET batch_id = '' WHERE call_id = :call_id
+
+-- batch_unsent
+-- why: the calls that wait to be sent together, oldest first.
+SELECT c.call_id, c.hold_id, c.round, c.request_hash, c.provider, c.turn_id FROM provider_call c JOIN turn t USING (turn_id)
+WHERE c.batch_id = '' AND c.state = 'sent' AND t.state = 'parked' AND t.parked_on = 'batch' ORDER BY c.call_id LIMIT :limit
+
+-- batch_abandoned
+-- why: calls that were never sent and never will be: their turns were cancelled or moved.
+SELECT c.call_id, c.hold_id, c.turn_id FROM provider_call c JOIN turn t USING (turn_id)
+WHERE c.batch_id = '' AND c.state = 'sent' AND NOT (t.state = 'parked' AND t.parked_on = 'batch')
+
+-- batch_leaving
+-- why: written before a batch leaves: from here on its calls may have to be paid.
+UPDATE provider_call SET batch_id = :marker
+WHERE batch_id = '' AND state = 'sent' AND call_id IN (SELECT value FROM json_each(:call_ids))
+
+-- batch_sent
+-- why: under the provider's id from now on.
+UPDATE provider_call SET batch_id = :batch_id WHERE batch_id = :marker
+
+-- batch_make
+-- why: stored before anybody asks how far it is.
+INSERT INTO batch (batch_id, provider, requests, state, submitted_at_ms)
+VALUES (:batch_id, :provider, :requests, 'open', :now_ms)
+
+-- batch_lost
+-- why: batches that left with a worker that was lost before it knew their ids.
+SELECT c.call_id, c.hold_id, c.turn_id FROM provider_call c
+WHERE c.batch_id IS NOT NULL AND substr(c.batch_id, 1, 8) = 'leaving:' AND c.state = 'sent'
+
+-- batch_due
+-- why: the open batches that may be asked how far they are; whether anybody still waits for them.
+SELECT b.batch_id, b.provider, b.state, b.requests,
+       EXISTS (SELECT 1 FROM provider_call c JOIN turn t USING (turn_id) WHERE c.batch_id = b.batch_id
+               AND c.state = 'sent' AND t.state = 'parked' AND t.parked_on = 'batch') AS wanted
+FROM batch b WHERE b.state <> 'ended' AND COALESCE(b.asked_at_ms, b.submitted_at_ms) <= :before_ms
+
+-- batch_open
+-- why: whether a worker still has something to ask after.
+SELECT EXISTS (SELECT 1 FROM batch WHERE state <> 'ended') AS open
+
+-- batch_asked
+-- why: when it was looked at last, and how it stood.
+UPDATE batch SET asked_at_ms = :now_ms, state = :state, ended_at_ms = CASE WHEN :state = 'ended' THEN :now_ms END
+WHERE batch_id = :batch_id
+
+-- batch_calls
+-- why: the calls of a batch that were not taken in yet.
+SELECT call_id, hold_id, round, turn_id FROM provider_call WHERE batch_id = :batch_id AND state = 'sent' ORDER BY call_id
+
+-- semantic_stamp
+-- why: whether the points of a scope are still those in memory.
+SELECT COUNT(*) AS entries, MIN(call_id) AS oldest, MAX(call_id) AS newest FROM semantic_entry WHERE scope = :scope
+
+-- semantic_ids
+-- why: the points of a scope, newest first; only those that are not in memory are read in full.
+SELECT call_id FROM semantic_entry WHERE scope = :scope ORDER BY call_id DESC LIMIT :limit
+
+-- semantic_vectors
+-- why: the points that are not in memory yet.
+SELECT call_id, vector FROM semantic_entry WHERE call_id IN (SELECT value FROM json_each(:ids))
+
+-- semantic_prompts
+-- why: what the nearest were asked, if their answer is still there.
+SELECT e.call_id, e.prompt FROM semantic_entry e JOIN provider_call c ON c.call_id = e.call_id
+WHERE e.call_id IN (SELECT value FROM json_each(:ids)) AND c.state = 'answered'
+
+-- semantic_usable
+-- why: between a look and its transaction the answer may have been cleared away.
+SELECT 1 AS there FROM provider_call WHERE call_id = :call_id AND state = 'answered'
+
+-- semantic_learn
+-- why: a prompt that the model has answered can answer others.
+INSERT INTO semantic_entry (call_id, scope, prompt, vector, at_ms) VALUES (:call_id, :scope, :prompt, :vector, :now_ms)
+ON CONFLICT (call_id) DO UPDATE SET scope = excluded.scope, prompt = excluded.prompt, vector = excluded.vector
+
+-- semantic_trim
+-- why: only the newest of a scope are kept, in the transaction that adds one.
+DELETE FROM semantic_entry
+WHERE scope = :scope AND call_id <= (SELECT call_id FROM semantic_entry WHERE scope = :scope
+                                     ORDER BY call_id DESC LIMIT 1 OFFSET :entries)
+
+-- semantic_relook
+-- why: a turn that is tried again looks again; only the last look counts.
+DELETE FROM semantic_look WHERE turn_id = :turn_id
+
+-- semantic_note
+-- why: what a look has come to, so that the threshold can be judged before anything is served.
+INSERT INTO semantic_look (turn_id, scope, prompt, call_id, nearest, score, verdict, reason, at_ms)
+VALUES (:turn_id, :scope, :prompt, :call_id, :nearest, :score, :verdict, :reason, :now_ms)
+RETURNING look_id
+
+-- semantic_trim_looks
+-- why: the newest looks are enough to judge by.
+DELETE FROM semantic_look WHERE look_id <= :last
+
+-- semantic_open_look
+-- why: the answer that would have been served, to be held against the one that was bought.
+SELECT l.look_id, json_extract(c.answer, '$.text') AS answer
+FROM semantic_look l JOIN provider_call c ON c.call_id = l.call_id
+WHERE l.turn_id = :turn_id AND l.verdict <> 'served' AND l.same_answer IS NULL AND c.answer IS NOT NULL
+
+-- semantic_compared
+-- why: whether both answers are the same in words; the false hits are among those that are not.
+UPDATE semantic_look SET same_answer = :same WHERE look_id = :look_id
+
+-- semantic_tally
+-- why: looks by likeness (in hundredths), verdict, the guard's word and how the answers compare; at most some hundred rows.
+SELECT CAST(score * 100 + 0.000001 AS INTEGER) AS hundredths, verdict, reason IS NOT NULL AS refused, same_answer,
+       COUNT(*) AS looks
+FROM semantic_look GROUP BY 1, 2, 3, 4 ORDER BY 1
+
+-- semantic_size
+-- why: how much there is to look through.
+SELECT COUNT(*) AS entries, COUNT(DISTINCT scope) AS scopes FROM semantic_entry
+
+-- semantic_page
+-- why: the pairs themselves, newest first: figures alone do not show what a false hit is.
+SELECT l.*, t.session_id FROM semantic_look l LEFT JOIN turn t ON t.turn_id = l.turn_id
+WHERE (:before IS NULL OR l.look_id < :before) AND (:verdict IS NULL OR l.verdict = :verdict)
+  AND (:same IS NULL OR l.same_answer = :same)
+ORDER BY l.look_id DESC LIMIT :limit
+

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ksi_mcp.agents.history import PastTurn, byte_size, conversation, tokens_bound
 from ksi_mcp.agents.model import Agent
-from ksi_mcp.providers.base import Block, Request, ToolSpec, ToolUse
+from ksi_mcp.providers.base import Block, Request, Thinking, ToolResult, ToolSpec, ToolUse
 from ksi_mcp.queues.model import OpClass, Turn
 
 CLASS_TIMEOUT_S: Final[dict[OpClass, float]] = {"simple": 10.0, "analysis": 30.0, "code": 60.0, "multi_step": 120.0}
@@ -60,6 +60,8 @@ def input_tokens_bound(request: Request) -> int:
     total = ENVELOPE_TOKENS + byte_size(request.system) + tokens_bound(request.messages)
     if request.tools:
         total += TOOLS_TOKENS + sum(tool.size_bytes for tool in request.tools)
+    if request.output_schema is not None:  # a provider makes a prompt of it
+        total += TOOLS_TOKENS + 2 * byte_size(_canonical(request.output_schema))
     return total
 
 
@@ -67,9 +69,12 @@ def request_hash(request: Request, provider: str) -> str:
     """The SHA-256 of all that the model is shown, and of which model it is: equal requests have equal hashes.
 
     The agent's name is not shown to a model. The ids of tool calls are left out: each provider makes up its
-    own, and results stand in the order of their calls.
+    own, and results stand in the order of their calls; and so is what a model thought, which is nobody else's.
     """
-    said = [[message.role, [_shown(block) for block in message.blocks]] for message in request.messages]
+    said = [
+        [message.role, [_shown(block) for block in message.blocks if not isinstance(block, Thinking)]]
+        for message in request.messages
+    ]
     text = _canonical(
         [
             provider,
@@ -79,6 +84,7 @@ def request_hash(request: Request, provider: str) -> str:
             request.max_tokens,
             request.effort,
             _tools_digest(request.tools),
+            *(() if request.output_schema is None else (request.output_schema,)),
         ]
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -94,11 +100,11 @@ def deadline_s(turn: Turn, agent: Agent) -> tuple[float, bool]:
 
 
 def _shown(block: Block) -> Any:
-    if isinstance(block, str):
-        return block
     if isinstance(block, ToolUse):
         return {"tool": block.name, "input": block.input}
-    return {"result": block.content, "error": block.is_error}
+    if isinstance(block, ToolResult):
+        return {"result": block.content, "error": block.is_error}
+    return block
 
 
 class _Same:

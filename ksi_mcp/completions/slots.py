@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from ksi_mcp.clock import Clock
 from ksi_mcp.completions.limiter import Limits
 from ksi_mcp.errors import ProviderError
 
 LONGEST_LOOK_S = 5.0
+"""Whoever waits for room looks so often, whatever was heard."""
+_LATE_S = 0.001
+"""A timer may fire a little early."""
 
 
 class Slots:
@@ -25,7 +28,10 @@ class Slots:
         self._limits = limits
         self._clock = clock
         self._claimed: Counter[str] = Counter()
-        self._moved = asyncio.Event()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """By provider, oldest first. A slot is handed to them, so that none wakes in vain."""
+        self._looks: dict[str, asyncio.TimerHandle] = {}
+        """Where somebody waits: when room is next to be looked for, if no call ends before."""
         self._tell: Callable[[], None] | None = None
 
     def on_room(self, tell: Callable[[], None]) -> None:
@@ -34,11 +40,16 @@ class Slots:
 
     def free(self, provider: str) -> int:
         """How many more turns for that provider may be claimed."""
-        return self._limits.free(provider) - self._claimed[provider]
+        return self._limits.free(provider) - self._claimed[provider] - len(self._waiting.get(provider, ()))
 
     def opens_in_s(self, provider: str) -> float | None:
-        """When a provider that asked for patience may be tried again; None if it did not."""
+        """When a provider without room has some though no call ended; None if it has room or only an end makes some.
+
+        Either it asked for patience, which is over then, or nothing was refused for so long that more may be tried.
+        """
         at_s = self._limits.opens_at_s(provider)
+        if at_s is None and self._limits.free(provider) <= 0:
+            at_s = self._limits.grows_at_s(provider)
         return None if at_s is None else max(at_s - self._clock.monotonic_s(), 0.0)
 
     def claim(self, provider: str) -> None:
@@ -48,7 +59,6 @@ class Slots:
     def unclaim(self, provider: str) -> None:
         """The room is used now, or not needed after all."""
         self._claimed[provider] -= 1
-        self._wake()
 
     def take(self, provider: str) -> bool:
         """Take a slot at once, if there is one."""
@@ -58,14 +68,23 @@ class Slots:
         return True
 
     async def enter(self, provider: str) -> None:
-        """Wait for a slot and take it."""
-        while self._limits.free(provider) <= 0:
-            moved = self._moved
-            nap_s = self.opens_in_s(provider)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LONGEST_LOOK_S if nap_s is None else min(nap_s, LONGEST_LOOK_S) + 0.001):
-                    await moved.wait()
-        self._limits.started(provider)
+        """Wait for a slot and take it. Whoever came first is served first."""
+        waiting = self._waiting.get(provider)
+        if not waiting and self.take(provider):
+            return
+        place = asyncio.get_running_loop().create_future()
+        if waiting is None:
+            waiting = self._waiting[provider] = deque()
+        waiting.append(place)
+        self._serve(provider)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():  # it was handed over in the same moment
+                self.leave(provider)
+            elif place in waiting:
+                waiting.remove(place)
+            raise
 
     @contextlib.asynccontextmanager
     async def call(self, provider: str) -> AsyncIterator[None]:
@@ -83,6 +102,15 @@ class Slots:
                 provider, ok=ok, kind=kind, latency_s=self._clock.monotonic_s() - began_s, retry_after_s=retry_after_s
             )
 
+    @contextlib.contextmanager
+    def resting(self, provider: str) -> Iterator[None]:
+        """A call that is under way waits for others of its provider: they may have its place meanwhile."""
+        self._ended(provider, ok=False, kind=None, latency_s=0.0, retry_after_s=None)
+        try:
+            yield
+        finally:
+            self._limits.started(provider)
+
     def leave(self, provider: str) -> None:
         """A slot that was entered is not needed: no call was made."""
         self._ended(provider, ok=False, kind=None, latency_s=0.0, retry_after_s=None)
@@ -92,10 +120,33 @@ class Slots:
     ) -> None:
         was_full = self._limits.free(provider) <= 0
         self._limits.ended(provider, ok=ok, kind=kind, latency_s=latency_s, retry_after_s=retry_after_s)
-        self._wake()
+        self._serve(provider)
         if was_full and self._tell is not None and self._limits.free(provider) > 0:
             self._tell()
 
-    def _wake(self) -> None:
-        self._moved.set()
-        self._moved = asyncio.Event()
+    def _serve(self, provider: str) -> None:
+        """Hand what room there is to those who wait, oldest first, and look again when there may be more."""
+        waiting = self._waiting.get(provider)
+        while waiting:
+            if waiting[0].done():  # whoever it was has been cancelled
+                waiting.popleft()
+            elif self.take(provider):
+                waiting.popleft().set_result(None)
+            else:
+                break
+        if waiting:
+            self._look_again(provider)
+
+    def _look_again(self, provider: str) -> None:
+        opens_in_s = self.opens_in_s(provider)
+        nap_s = _LATE_S + (LONGEST_LOOK_S if opens_in_s is None else min(opens_in_s, LONGEST_LOOK_S))
+        loop, known = asyncio.get_running_loop(), self._looks.get(provider)
+        if known is not None:
+            if known.when() <= loop.time() + nap_s:
+                return
+            known.cancel()
+        self._looks[provider] = loop.call_later(nap_s, self._look, provider)
+
+    def _look(self, provider: str) -> None:
+        del self._looks[provider]
+        self._serve(provider)

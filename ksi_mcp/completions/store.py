@@ -39,6 +39,11 @@ def sent(
     return int(row["call_id"])
 
 
+def batch_waits(tx: Tx, call_id: int) -> None:
+    """The call goes with a batch that is still to be sent."""
+    tx.run("completions.batch_waits", {"call_id": call_id})
+
+
 def answered(tx: Tx, call_id: int, answer: Answer, *, stored: str, cost_usd_micros: int) -> None:
     """Store an answer, encoded as `stored`."""
     usage = answer.usage
@@ -47,7 +52,7 @@ def answered(tx: Tx, call_id: int, answer: Answer, *, stored: str, cost_usd_micr
         "answer": stored,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
-        "cache_tokens": usage.cache_read_tokens + usage.cache_write_tokens,
+        "cache_tokens": usage.cache_read_tokens + usage.cache_write_tokens + usage.cache_write_1h_tokens,
         "cost_usd_micros": cost_usd_micros,
         "now_ms": tx.now_ms,
     }
@@ -83,12 +88,24 @@ def cached(tx: Tx, request_hash: str) -> int | None:
     return None if row is None else int(row["call_id"])
 
 
-def reuse(tx: Tx, call_id: int, *, turn_id: str, number: int, attempt: int, account_id: str, request_hash: str) -> str:
-    """Give a round the answer of another call, for nothing; the answer as stored."""
+def reuse(
+    tx: Tx,
+    call_id: int,
+    *,
+    turn_id: str,
+    number: int,
+    attempt: int,
+    account_id: str,
+    request_hash: str,
+    similarity: float | None = None,
+) -> str:
+    """Give a round the answer of another call, for nothing; the answer as stored. `similarity`: of what it answered."""
     hold_id = new_id("h")
     tx.run("completions.free_hold", {"hold_id": hold_id, "account_id": account_id, "turn_id": turn_id})
     values = {"turn_id": turn_id, "round": number, "attempt": attempt, "hold_id": hold_id, "call_id": call_id}
-    row = tx.one("completions.reuse", {**values, "request_hash": request_hash, "now_ms": tx.now_ms})
+    row = tx.one(
+        "completions.reuse", {**values, "request_hash": request_hash, "similarity": similarity, "now_ms": tx.now_ms}
+    )
     assert row is not None  # noqa: S101  RETURNING always has a row
     return str(row["answer"])
 

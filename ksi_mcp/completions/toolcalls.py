@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ksi_mcp.agents.model import Agent
 from ksi_mcp.permissions import Context
 from ksi_mcp.providers.base import ToolSpec
 
@@ -23,18 +24,22 @@ class ToolOutcome:
 
 
 class ToolRunner(Protocol):
-    """Runs tools as an actor. `Toolbox` in the application."""
+    """Runs tools as an actor. `AgentTools` in the application."""
 
-    def specs(self, capabilities: frozenset[str]) -> tuple[ToolSpec, ...]:
-        """The tools that somebody with these capabilities may use, in a stable order."""
+    def specs(self, agent: Agent) -> tuple[ToolSpec, ...] | None:
+        """The tools that an agent may use, in a stable order; None if some must be asked for first: see `ready`."""
+        ...
+
+    async def ready(self, agent: Agent) -> None:
+        """Find out what the agent's tools are; what cannot be reached is left out, and logged."""
         ...
 
     def waits(self, name: str) -> bool:
         """Whether the tool may wait for others, so that the turn should give its place away meanwhile."""
         ...
 
-    async def run(self, ctx: Context, name: str, args: dict[str, Any]) -> ToolOutcome:
-        """Run one tool call of a turn; expected failures are an outcome, not an exception.
+    async def run(self, ctx: Context, agent: Agent, name: str, args: dict[str, Any]) -> ToolOutcome:
+        """Run one tool call of a turn of that agent; expected failures are an outcome, not an exception.
 
         Raises:
             TakenOver: the turn belongs to somebody else by now.

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
 from ksi_mcp.agents.history import Round, plain
-from ksi_mcp.budgets.model import Amount
-from ksi_mcp.budgets.prices import Prices, UnpricedModel
 from ksi_mcp.completions.endings import context_of
+from ksi_mcp.completions.expecting import expected_of, unexpected
 from ksi_mcp.completions.latency import Latencies
-from ksi_mcp.completions.model import Claimed, Ended, Loaded, Prepared, Ready, Sent, Wanted
-from ksi_mcp.completions.request import deadline_s, input_tokens_bound, render, request_hash
+from ksi_mcp.completions.looked import Looked
+from ksi_mcp.completions.model import Claimed, Ended, Loaded, Prepared, Ready, Sent
+from ksi_mcp.completions.preparing import Preparing
+from ksi_mcp.completions.request import deadline_s
+from ksi_mcp.completions.semantic import SemanticCache
 from ksi_mcp.completions.slots import Slots
+from ksi_mcp.completions.streaming import Streaming
 from ksi_mcp.completions.toolcalls import ToolRunner
-from ksi_mcp.completions.units import TurnUnits, expected_of, unexpected, with_result
+from ksi_mcp.completions.units import TurnUnits, with_result
 from ksi_mcp.errors import KsiError, ProviderError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.permissions import Slot
-from ksi_mcp.providers.base import Answer, Provider, Request
-from ksi_mcp.queues.model import changed
+from ksi_mcp.providers.base import Behalf, Provider, Request
+from ksi_mcp.providers.kinds import traits_of
+from ksi_mcp.queues.model import Turn, changed
 from ksi_mcp.queues.retry import decide
 
 GetProvider = Callable[[str], Awaitable[Provider]]
@@ -53,20 +58,22 @@ class TurnRunner:
         journal: Journal,
         units: TurnUnits,
         tools: ToolRunner,
-        prices: Prices,
+        preparing: Preparing,
         get_provider: GetProvider,
         *,
         slots: Slots,
         latencies: Latencies,
+        semantic: SemanticCache | None = None,
         spread: Callable[[], float] = random.random,
     ) -> None:
         self._journal = journal
         self._units = units
         self._tools = tools
-        self._prices = prices
+        self._preparing = preparing
         self._get_provider = get_provider
         self._slots = slots
         self._latencies = latencies
+        self._semantic = semantic
         self._spread = spread
 
     async def begin(self) -> None:
@@ -74,11 +81,13 @@ class TurnRunner:
         await self._journal.commit(self._units.begin)
         await self._journal.read(self._latencies.load)
 
-    def prepare(self, item: Loaded) -> Prepared:
-        """The next round of a turn, as it asks to be let out; pure."""
-        tools = self._tools.specs(item.agent.capabilities)
-        request = render(item.agent, item.now, item.earlier, tools, model=item.choice.model)
-        return Prepared(request=request, wanted=self._wanted(item, request))
+    def prepare(self, item: Loaded) -> Prepared | None:
+        """The next round of a turn, as it asks to be let out; pure. None if that cannot be said at once."""
+        prepared = self._preparing.prepare(item)
+        return None if prepared is None or self._is_looked_up(item, prepared) else prepared
+
+    def _is_looked_up(self, item: Loaded, prepared: Prepared) -> bool:
+        return self._semantic is not None and self._semantic.applies(item, prepared.request)
 
     async def run(
         self,
@@ -107,12 +116,12 @@ class TurnRunner:
             if ready is None and leaving():
                 await self._journal.commit(lambda tx: self._units.step_back(tx, item))  # noqa: B023
                 return
-            answered = await self._round(item, ready, cancelled, entering)
+            answered = await self._round(item, ready, cancelled, entering, resting)
             if answered is None:
                 return
             ready = None
             # As in the store: an answered round ends the count of failed tries.
-            checks = item.turn.checks + (answered.note is not None)
+            checks = item.turn.checks + (answered.note is not None and answered.stop_reason != "pause_turn")
             item = replace(item, turn=changed(item.turn, tries=0, checks=checks)).with_rounds((*item.rounds, answered))
 
     async def _give_up(self, item: Loaded) -> None:
@@ -122,29 +131,49 @@ class TurnRunner:
 
     # ----------------------------------------------------------------------------- the model
 
-    async def _round(self, item: Loaded, ready: Ready | None, cancelled: Cancelled, entering: Entering) -> Round | None:
+    async def _round(
+        self, item: Loaded, ready: Ready | None, cancelled: Cancelled, entering: Entering, resting: Resting
+    ) -> Round | None:
         if ready is not None:
-            request, admitted = ready.request, ready.admitted
-            return await self._call(item, request, admitted, cancelled) if isinstance(admitted, Sent) else admitted
-        provider, prepared = item.choice.provider, self.prepare(item)
+            if not isinstance(ready.admitted, Sent):
+                return ready.admitted
+            return await self._call(item, ready.prepared, ready.admitted, cancelled, resting)
+        provider, prepared = item.choice.provider, await self._preparing.prepare_all(item)
+        looked = None
+        if self._semantic is not None and self._is_looked_up(item, prepared):
+            looked = await self._semantic.look(item, prepared.request)
         entering()  # the room that was kept for the first call is free again, and taken at once
         await self._slots.enter(provider)
         sent = None
         try:
-            sent = await self._send(item, prepared.wanted, cancelled)
+            sent = await self._send(item, prepared, cancelled, looked)
         finally:
             if not isinstance(sent, Sent):
                 self._slots.leave(provider)
-        return await self._call(item, prepared.request, sent, cancelled) if isinstance(sent, Sent) else sent
+        return (
+            await self._call(item, prepared, sent, cancelled, resting, looked=looked)
+            if isinstance(sent, Sent)
+            else sent
+        )
 
-    async def _call(self, item: Loaded, request: Request, sent: Sent, cancelled: Cancelled) -> Round | None:
+    async def _call(
+        self,
+        item: Loaded,
+        prepared: Prepared,
+        sent: Sent,
+        cancelled: Cancelled,
+        resting: Resting,
+        *,
+        looked: Looked | None = None,
+    ) -> Round | None:
         turn, choice = item.turn, item.choice
         allowed_s = self._deadline_s(item, sent)
         began_s = self._journal.clock.monotonic_s()
+        request = self._on_behalf(item, prepared, sent, resting)
         try:
-            async with self._slots.call(choice.provider):
+            async with self._slots.call(choice.provider), Streaming(self._journal, self._units, item) as stream:
                 provider = await self._provider(choice.provider)
-                answer = await provider.complete(request, deadline_s=allowed_s)
+                answer = await provider.complete(request, deadline_s=allowed_s, on_text=stream.told)
             wrong = None
             if expected_of(item) is not None:  # a schema from outside may take long to compare with
                 wrong = await asyncio.to_thread(unexpected, item, answer.stop_reason, answer.text)
@@ -158,8 +187,10 @@ class TurnRunner:
                 await asyncio.shield(self._journal.commit(lambda tx: self._units.stop(tx, item, sent)))
             raise
         self._latencies.observe(choice.model, turn.op_class, self._journal.clock.monotonic_s() - began_s)
-        cost = self._cost(item, answer)
-        follows = await self._journal.commit(lambda tx: self._units.answer(tx, item, sent, answer, cost, wrong=wrong))
+        cost = self._preparing.cost(item, answer)
+        follows = await self._journal.commit(
+            lambda tx: self._units.answer(tx, item, sent, answer, cost, wrong=wrong, looked=looked)
+        )
         if isinstance(follows, Ended):
             self._units.keep(item, follows)
             return None
@@ -177,8 +208,12 @@ class TurnRunner:
             limit_s = self._latencies.deadline_s(item.choice.model, item.turn.op_class, floor_s=limit_s)
         return limit_s if sent.seconds_left is None else min(limit_s, max(sent.seconds_left, SHORTEST_CALL_S))
 
-    async def _send(self, item: Loaded, wanted: Wanted, cancelled: Cancelled) -> Sent | Round | None:
-        unit = asyncio.ensure_future(self._journal.commit(lambda tx: self._units.send(tx, item, wanted)))
+    async def _send(
+        self, item: Loaded, prepared: Prepared, cancelled: Cancelled, looked: Looked | None
+    ) -> Sent | Round | None:
+        unit = asyncio.ensure_future(
+            self._journal.commit(lambda tx: self._units.send(tx, item, prepared.wanted, looked=looked))
+        )
         try:
             return await asyncio.shield(unit)
         except asyncio.CancelledError:
@@ -198,28 +233,20 @@ class TurnRunner:
         )
         await self._journal.commit(lambda tx: self._units.fail(tx, item, sent, error, verdict))
 
-    def _wanted(self, item: Loaded, request: Request) -> Wanted:
-        bound = input_tokens_bound(request)
-        unpriced = None
-        try:
-            usd_micros = self._prices.worst_case_usd_micros(
-                item.choice.provider, request.model, bound, request.max_tokens
-            )
-        except UnpricedModel as unknown:
-            usd_micros, unpriced = 0, unknown.text()
-        return Wanted(
-            number=len(item.rounds) + 1,
-            worst=Amount(usd_micros=usd_micros, tokens=bound + request.max_tokens),
-            unpriced=unpriced,
-            request_hash=request_hash(request, item.choice.provider),
-        )
+    def _on_behalf(self, item: Loaded, prepared: Prepared, sent: Sent, resting: Resting) -> Request:
+        """For a provider that runs tools itself: as whom, which, and how its turn gives its place away meanwhile."""
+        if not traits_of(item.choice.provider).agentic:
+            return prepared.request
+        turn, provider = item.turn, item.choice.provider
 
-    def _cost(self, item: Loaded, answer: Answer) -> Amount:
-        try:
-            usd_micros = self._prices.cost_usd_micros(item.choice.provider, item.choice.model, answer.usage)
-        except UnpricedModel:
-            usd_micros = 0
-        return Amount(usd_micros=usd_micros, tokens=answer.usage.total_tokens)
+        @contextlib.contextmanager
+        def rest() -> Iterator[None]:
+            with resting(), self._slots.resting(provider):
+                yield
+
+        slot = _slot(turn, sent.number, 0)
+        behalf = Behalf(ctx=context_of(turn, slot=slot), tools=prepared.tools, resting=rest)
+        return replace(prepared.request, behalf=behalf)
 
     # ----------------------------------------------------------------------------- the tools
 
@@ -230,21 +257,15 @@ class TurnRunner:
         for index, use in enumerate(current.tool_uses):
             if index in current.results:
                 continue
-            slot = Slot(
-                turn_id=turn.turn_id,
-                attempt=turn.attempt,
-                owner=turn.owner or "",  # type: ignore[arg-type]
-                round=current.number,
-                index=index,
-            )
+            slot = _slot(turn, current.number, index)
             if over:
                 text, is_error, stored = "not run: no tool rounds are left", True, None
             elif self._tools.waits(use.name):
                 with resting():
-                    outcome = await self._tools.run(context_of(turn, slot=slot), use.name, use.input)
+                    outcome = await self._tools.run(context_of(turn, slot=slot), item.agent, use.name, use.input)
                 text, is_error, stored = outcome.text, outcome.is_error, outcome.stored_text
             else:
-                outcome = await self._tools.run(context_of(turn, slot=slot), use.name, use.input)
+                outcome = await self._tools.run(context_of(turn, slot=slot), item.agent, use.name, use.input)
                 text, is_error, stored = outcome.text, outcome.is_error, outcome.stored_text
             text = plain(text)
             if stored != text:
@@ -255,3 +276,13 @@ class TurnRunner:
                 )
             current = with_result(current, index, text, is_error=is_error)
         return item.with_rounds((*item.rounds[:-1], current))
+
+
+def _slot(turn: Turn, number: int, index: int) -> Slot:
+    return Slot(
+        turn_id=turn.turn_id,
+        attempt=turn.attempt,
+        owner=turn.owner or "",  # type: ignore[arg-type]
+        round=number,
+        index=index,
+    )

@@ -13,7 +13,6 @@ Money first, ownership second: a settlement is booked even if the turn belongs t
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,9 +30,12 @@ from ksi_mcp.completions.admission import Admission
 from ksi_mcp.completions.breaker import Breakers
 from ksi_mcp.completions.chain import choice_of
 from ksi_mcp.completions.endings import context_of, report_end
-from ksi_mcp.completions.expect import Expect, check, parse_expect
+from ksi_mcp.completions.expecting import unexpected
+from ksi_mcp.completions.following import Following
 from ksi_mcp.completions.kept import Kept, remembered
+from ksi_mcp.completions.looked import Looked
 from ksi_mcp.completions.model import Claimed, Claims, Ended, Loaded, Prepared, Ready, Sent, Wanted
+from ksi_mcp.completions.semantic import SemanticCache
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import ProviderError
 from ksi_mcp.events.journal import Journal
@@ -49,23 +51,32 @@ TOUCH_MS = 1000
 CLAIM_S = 0.02
 """A claim that took so long lets no further round out: others want to write as well."""
 
-Prepare = Callable[[Loaded], Prepared]
-"""Renders the next round of a turn. Pure, for it runs inside a transaction."""
+Prepare = Callable[[Loaded], Prepared | None]
+"""Renders the next round of a turn, or says that this takes longer. Pure, for it runs inside a transaction."""
 
 
 class TurnUnits:
     """The units, bound to the role objects they write through."""
 
     def __init__(
-        self, journal: Journal, queues: SessionQueues, roster: Roster, ledger: Ledger, breakers: Breakers
+        self,
+        journal: Journal,
+        queues: SessionQueues,
+        roster: Roster,
+        ledger: Ledger,
+        breakers: Breakers,
+        *,
+        semantic: SemanticCache | None = None,
     ) -> None:
         self._journal = journal
         self._queues = queues
         self._roster = roster
         self._ledger = ledger
         self._breakers = breakers
+        self._semantic = semantic
         self._kept = Kept()
-        self._admission = Admission(journal, queues, ledger, breakers=breakers, fail=self._failed)
+        self._following = Following(journal, queues, finish=self._finish)
+        self._admission = Admission(journal, queues, ledger, breakers=breakers, semantic=semantic, fail=self._failed)
 
     def claim(
         self, tx: Tx, owner: WorkerId, *, free: Callable[[str], int], limit: int, prepare: Prepare | None = None
@@ -86,13 +97,14 @@ class TurnUnits:
                 if turn.tries >= MAX_TRIES:
                     error = f"given up after {turn.tries} tries: its worker was lost, or its steps could not be stored"
                     self._failed(tx, item, error_class="infra", error=error)
-                elif prepare is None or item.rounds or time.perf_counter() > until_s:
-                    taken.append(Claimed(item=item))
-                else:
+                    continue
+                prepared = None
+                if prepare is not None and not item.rounds and time.perf_counter() <= until_s:
                     prepared = prepare(item)
-                    admitted = self.send(tx, item, prepared.wanted, just_claimed=True)
-                    if admitted is not None:
-                        taken.append(Claimed(item=item, ready=Ready(request=prepared.request, admitted=admitted)))
+                if prepared is None:
+                    taken.append(Claimed(item=item))
+                elif (admitted := self.send(tx, item, prepared.wanted, just_claimed=True)) is not None:
+                    taken.append(Claimed(item=item, ready=Ready(prepared=prepared, admitted=admitted)))
         return Claims(taken=taken, waiting=self._queues.waiting(tx))
 
     def _load(self, tx: Tx, turn: Turn) -> Loaded:
@@ -114,6 +126,13 @@ class TurnUnits:
             tx.run("agents.touch", {"agent_id": agent.agent_id, "now_ms": tx.now_ms})
         return Loaded(turn=turn, agent=agent, earlier=earlier, now=now, choice=choice_of(agent, turn.link))
 
+    def load_again(self, tx: Tx, turn: Turn) -> Loaded:
+        """A turn that is under way elsewhere, with a batch, as it was when it was let out."""
+        agent = self._roster.get(tx, turn.session_id)
+        now = agents_store.turn_at_work(tx, turn.turn_id, prompt=turn.prompt, at_ms=turn.created_at_ms, seq=turn.seq)
+        earlier = agents_store.past_turns(tx, turn.session_id, limit=remembered(agent))
+        return Loaded(turn=turn, agent=agent, earlier=earlier, now=now, choice=choice_of(agent, turn.link))
+
     def _close_lost(self, tx: Tx, turn: Turn) -> None:
         self._breakers.forget_probe(tx, turn.turn_id)
         settled = self._ledger.clear_turn(tx, turn.turn_id, context_of(turn, as_system=True))
@@ -128,17 +147,27 @@ class TurnUnits:
         for turn_id in {row["turn_id"] for row in tx.all("budgets.orphan_holds")}:
             self._close_lost(tx, self._queues.get(tx, turn_id))
 
-    def send(self, tx: Tx, item: Loaded, wanted: Wanted, *, just_claimed: bool = False) -> Sent | Round | None:
+    def send(
+        self, tx: Tx, item: Loaded, wanted: Wanted, *, just_claimed: bool = False, looked: Looked | None = None
+    ) -> Sent | Round | None:
         """A call that may leave, a round whose answer was there already, or None if the turn had to stop here."""
-        admitted = self._admission.ask(tx, item, wanted, just_claimed=just_claimed)
+        admitted = self._admission.ask(tx, item, wanted, just_claimed=just_claimed, looked=looked)
         if isinstance(admitted, Round):
             wrong = unexpected(item, admitted.stop_reason, admitted.text)
-            follows = self._taken(tx, item, admitted, None, wrong)
+            follows = self._following.taken(tx, item, admitted, None, wrong)
             return follows if isinstance(follows, Round) else None
         return admitted
 
     def answer(
-        self, tx: Tx, item: Loaded, sent: Sent, answer: Answer, cost: Amount, *, wrong: str | None
+        self,
+        tx: Tx,
+        item: Loaded,
+        sent: Sent,
+        answer: Answer,
+        cost: Amount,
+        *,
+        wrong: str | None,
+        looked: Looked | None = None,
     ) -> Round | Ended | None:
         """Settle, store, and finish if nothing is left to do: the round that the turn goes on with, or how it ended.
 
@@ -153,7 +182,7 @@ class TurnUnits:
         stored = encode_answer(answer)
         current = round_of(sent.number, stored, {})
         try:
-            follows = self._taken(tx, item, current, cost, wrong)
+            follows = self._following.taken(tx, item, current, cost, wrong)
         except TakenOver:
             self._queues.charge(tx, turn.turn_id, usd_micros=settled.booked.usd_micros, tokens=settled.booked.tokens)
             store.ended(
@@ -166,71 +195,9 @@ class TurnUnits:
             )
             return None
         store.answered(tx, sent.call_id, answer, stored=stored, cost_usd_micros=cost.usd_micros)
+        if self._semantic is not None and looked is not None and answer.stop_reason == "end_turn" and wrong is None:
+            self._semantic.learn(tx, item, looked, sent.call_id, answer.text)
         return follows
-
-    def _taken(
-        self, tx: Tx, item: Loaded, current: Round, cost: Amount | None, wrong: str | None
-    ) -> Round | Ended | None:
-        """What follows an answer: its tools, another try, or the end. `cost` is None if it was there already.
-
-        Raises:
-            TakenOver: nothing does, since the turn belongs to somebody else by now.
-        """
-        if current.tool_uses:
-            self._book(tx, item, cost)
-            return current
-        if wrong is not None and (asked := expected_of(item)) is not None:
-            self._book(tx, item, cost)
-            return self._unexpected(tx, item, current, asked, wrong)
-        return self._end_with_answer(tx, item, current, cost)
-
-    def _book(self, tx: Tx, item: Loaded, cost: Amount | None) -> None:
-        """A round that is not the last: its failed tries are history, its cost is the turn's."""
-        turn = item.turn
-        self._queues.require_owned(tx, turn.turn_id, turn.attempt, turn.owner or "")
-        if cost is not None:
-            self._queues.answered(tx, turn.turn_id, usd_micros=cost.usd_micros, tokens=cost.tokens)
-
-    def _unexpected(self, tx: Tx, item: Loaded, current: Round, asked: Expect, wrong: str) -> Round | None:
-        """A reply that is not as expected: say so and let the model try again, or ask somebody else."""
-        turn = item.turn
-        self._queues.checked(tx, turn.turn_id)
-        ctx = context_of(turn, as_system=True)
-        facts = {"turn": turn.turn_id, "agent": turn.session_id, "agent_name": item.agent.name, "reason": wrong[:2000]}
-        if turn.checks + 1 < asked.max_attempts:
-            store.store_note(tx, turn.turn_id, current.number, wrong)
-            self._journal.record(tx, "completion:rejected", facts, ctx, agent_id=turn.session_id)
-            return replace(current, note=wrong)
-        error = f"no reply was as expected in {asked.max_attempts} attempts; the last: {wrong}"
-        if asked.on_invalid == "fail":
-            self._finish(tx, item, state="failed", error_class="task", error=error, partial=current.text)
-            return None
-        question = {
-            "kind": "validation",
-            "text": f"{wrong}\nIts last reply: {current.text[:4000]}",
-            "asked": turn.prompt[:2000],
-        }
-        self._queues.park(tx, turn, on="answer", question=question, error=error, partial_text=current.text)
-        parked = {**facts, "hint": "completion_answer ends it with a reply, completion_cancel gives it up"}
-        self._journal.record(tx, "completion:parked", parked, ctx, agent_id=turn.session_id)
-        return None
-
-    def _end_with_answer(self, tx: Tx, item: Loaded, answer: Round, cost: Amount | None) -> Ended:
-        error_class: ErrorClass = "task"
-        if answer.stop_reason == "refusal":
-            error_class, error = "refused", "the model refused"
-        elif answer.stop_reason == "context_exceeded":
-            error = "the conversation exceeds the model's context"
-        elif answer.stop_reason == "max_tokens":
-            # A cut-off answer must not look like a whole one.
-            error = f"the answer was cut off at max_tokens={item.agent.settings.max_tokens}"
-        else:
-            done = self._finish(tx, item, state="done", result=answer.text, cost=cost)
-            return Ended(turn=done, answer=answer)
-        failed = self._finish(
-            tx, item, state="failed", error_class=error_class, error=error, partial=answer.text, cost=cost
-        )
-        return Ended(turn=failed, answer=answer)
 
     def keep(self, item: Loaded, ended: Ended) -> None:
         """After the commit of a turn's end: the next turn of its session need not read the conversation again."""
@@ -245,6 +212,13 @@ class TurnUnits:
             tx, sent.call_id, state="failed", error_kind="rate", error="not sent: no room any more", cost_usd_micros=0
         )
         self._queues.step_back(tx, item.turn)
+
+    def unsent(self, tx: Tx, turn: Turn, hold_id: str, call_id: int) -> None:
+        """A call that was let out and will never leave: its money is free again."""
+        ctx = context_of(turn, as_system=True)
+        nothing = Amount(usd_micros=0, tokens=0)
+        self._queues.unblock(tx, self._ledger.settle(tx, hold_id, nothing, ctx).path)
+        store.ended(tx, call_id, state="failed", error_kind="transport", error="not sent", cost_usd_micros=0)
 
     def step_back(self, tx: Tx, item: Loaded) -> None:
         """Stop between two rounds; whoever claims the turn goes on with what is stored."""
@@ -289,6 +263,10 @@ class TurnUnits:
             return True
         self._finish(tx, item, state=verdict.state, error_class=verdict.error_class, error=text, partial=partial)
         return False
+
+    def streamed(self, tx: Tx, item: Loaded, text: str, chars: int) -> None:
+        """Store how far the answer of a running call is; nothing, if the turn is not ours any more."""
+        self._queues.streamed(tx, item.turn, text=text, chars=chars)
 
     def stop(self, tx: Tx, item: Loaded, sent: Sent) -> None:
         """The call was cut off from here: what it would have cost is unknown, so it is paid in full."""
@@ -356,19 +334,6 @@ class TurnUnits:
             release_injections(tx, item.turn.turn_id)  # what was put in is not lost with the turn
         report_end(tx, self._journal, done, agent_name=item.agent.name)
         return done
-
-
-def unexpected(item: Loaded, stop_reason: str, text: str) -> str | None:
-    """What is wrong with a reply that is whole but not as expected, in words for the model; else None."""
-    asked = expected_of(item) if stop_reason in ("end_turn", "stop_sequence") else None
-    return None if asked is None else check(asked, text)
-
-
-def expected_of(item: Loaded) -> Expect | None:
-    """What the reply of a turn must be like: what it asks for itself, else what its agent's replies must be."""
-    if item.turn.expect is not None:
-        return parse_expect(json.loads(item.turn.expect))
-    return None if item.agent.settings.expect is None else parse_expect(item.agent.settings.expect)
 
 
 def with_result(item: Round, index: int, text: str, *, is_error: bool) -> Round:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from ksi_mcp.completions.model import Claimed, Loaded, Sent
+from ksi_mcp.completions.prefetcher import Prefetcher
 from ksi_mcp.completions.slots import Slots
 from ksi_mcp.completions.turns import TurnRunner
 from ksi_mcp.completions.units import TurnUnits
@@ -69,6 +70,7 @@ class Worker:
         self._lost: list[str] = []
         self._roomless: list[tuple[Loaded, Sent]] = []
         self._careful = False
+        self._prefetcher: Prefetcher | None = None
         self._bell = asyncio.Event()
         self._draining = False
         self.claiming = asyncio.Lock()
@@ -81,10 +83,20 @@ class Worker:
         """Whether a turn is at work here."""
         return bool(self._tasks)
 
+    def free_places(self) -> int:
+        """How many more turns may be at work here."""
+        return self._concurrency - self._active
+
+    def share_with(self, prefetcher: Prefetcher) -> None:
+        """What room is left may be used for prefetches, until a turn needs it."""
+        self._prefetcher = prefetcher
+
     async def take_over(self) -> int:
         """Ready what a lost worker left behind. Only for the holder of the data folder's lock; the number of turns."""
         taken = await self._journal.commit(lambda tx: self._queues.take_over(tx, self._worker_id))
         await self._runner.begin()
+        if self._prefetcher is not None:
+            await self._journal.commit(self._prefetcher.begin)
         return len(taken)
 
     async def run(self) -> None:
@@ -124,6 +136,8 @@ class Worker:
             self._roomless = self._roomless[len(roomless) :]
         free = min(self._concurrency - self._active, CLAIM_LIMIT)
         if free <= 0 or self._draining:
+            if self._prefetcher is not None and self._prefetcher.busy:
+                self._make_room(await self._journal.read(self._queues.waiting))
             return LONGEST_NAP_S
         # After a claim that failed, each turn is prepared in its own task: what is wrong with one harms no other.
         prepare = None if self._careful else self._runner.prepare
@@ -133,10 +147,24 @@ class Worker:
         self._careful = False
         for claimed in claims.taken:
             self._begin(claimed)
+        self._make_room(claims.waiting)
         if self._roomless:
             return 0
         # Were it wrong to take nothing of what is due, it must not be wrong in a circle.
         return max(self._quiet_s(claims.waiting), 0 if claims.taken else SHORTEST_NAP_S)
+
+    def _make_room(self, waiting: Mapping[str, int]) -> None:
+        """Turns that are due and find no room have that of prefetches."""
+        if self._prefetcher is None or not self._prefetcher.busy:
+            return
+        now_ms = self._journal.clock.now_ms()
+        for provider, run_at_ms in waiting.items():
+            if run_at_ms > now_ms:
+                continue
+            if self._active >= self._concurrency:
+                self._prefetcher.yield_room()
+            elif self._slots.free(provider) <= 0:
+                self._prefetcher.yield_room(provider)
 
     def _quiet_s(self, waiting: Mapping[str, int]) -> float:
         """How long none of these may run."""
@@ -173,6 +201,8 @@ class Worker:
     async def drain(self, timeout_s: float) -> None:
         """Claim no more; each turn at work stops before its next round. What is left after so long is taken over."""
         self._draining = True
+        if self._prefetcher is not None:
+            await self._prefetcher.drain()
         async with self.claiming:  # a claim that is under way has turns to come
             running = list(self._tasks.values())
         if running:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from ksi_mcp.compositions.model import shorten
 from ksi_mcp.compositions.reading import Problems, join, kind_of, mapping, positive, whole
+from ksi_mcp.compositions.servers import servers_of
 from ksi_mcp.permissions import MAX_SUBSCRIPTION_LEVEL, ROUTING_LEVELS
 
 MAX_FALLBACKS: Final = 10
@@ -22,7 +23,7 @@ def settings_of(body: dict[str, Any], path: str, problems: Problems) -> dict[str
 
     `routing_level` says whose routes it may change: none, self, children, orchestration, global; `subscription_level`
     and `error_level`, how far below it an agent hears others without a rule (0 nobody, 1 its children, -1 all);
-    `wake`, whether that starts a turn.
+    `wake`, whether that starts a turn. `mcp_servers` names other servers whose tools it gets: see `servers_of`.
 
     What an expectation and a supervision say is checked when the agent is made, like the names of models.
     """
@@ -48,6 +49,9 @@ def settings_of(body: dict[str, Any], path: str, problems: Problems) -> dict[str
         settings["cache"] = _cache(settings["cache"], join(path, "cache"), problems)
     if "supervision" in settings and not isinstance(settings["supervision"], str | dict):
         problems.add(join(path, "supervision"), f"must be text or a mapping, not {kind_of(settings['supervision'])}")
+    servers = next((body[key] for key in ("mcp_servers", "mcpServers") if body.get(key) is not None), None)
+    if (servers := settings.pop("mcp_servers", None) if servers is None else servers) is not None:
+        settings["mcp_servers"] = servers_of(servers, join(path, "mcp_servers"), problems)
     _check_levels(settings, path, problems)
     return settings
 
@@ -93,6 +97,7 @@ def _fallback(value: object, path: str, problems: Problems) -> list[str]:
 def _cache(value: object, path: str, problems: Problems) -> str | None:
     if value in (None, False, "off", "none"):
         return None
-    if value != "exact":
-        problems.add(path, f"must be 'exact' or off, not {shorten(str(value))!r}")
-    return "exact"
+    if value not in ("exact", "semantic"):
+        problems.add(path, f"must be 'exact', 'semantic' or off, not {shorten(str(value))!r}")
+        return None
+    return str(value)

@@ -307,6 +307,7 @@ async def open_sqlite(path: Path | str, clock: Clock) -> SqliteDatabase:
         connections.append(await _connect(path))
         await _first_steps(connections[0], clock, memory=memory)
         connections += [await _connect(path, read_only=True) for _ in range(0 if memory else READERS)]
+        return SqliteDatabase(connections[0], connections[1:], clock)
     except BaseException as failure:
         for connection in connections:
             await connection.close()
@@ -315,7 +316,6 @@ async def open_sqlite(path: Path | str, clock: Clock) -> SqliteDatabase:
                 f"the data folder's database cannot be opened: {failure}", hint="choose another folder with --home"
             ) from None
         raise
-    return SqliteDatabase(connections[0], connections[1:], clock)
 
 
 async def _connect(path: Path | str, *, read_only: bool = False) -> aiosqlite.Connection:

@@ -152,6 +152,16 @@ WHERE turn_id IN (SELECT value FROM json_each(:ids)) AND state IN ('done', 'fail
 DELETE FROM hold WHERE state IN ('settled', 'released')
   AND hold_id IN (SELECT hold_id FROM provider_call WHERE turn_id IN (SELECT value FROM json_each(:ids)))
 
+-- drop_semantic_entries
+-- why: a prompt that is known by its answer goes with the answer.
+DELETE FROM semantic_entry
+WHERE call_id IN (SELECT call_id FROM provider_call WHERE turn_id IN (SELECT value FROM json_each(:ids)))
+
+-- drop_semantic_looks
+-- why: what was looked for, or found, for turns that go.
+DELETE FROM semantic_look WHERE turn_id IN (SELECT value FROM json_each(:ids))
+   OR call_id IN (SELECT call_id FROM provider_call WHERE turn_id IN (SELECT value FROM json_each(:ids)))
+
 -- drop_calls
 -- why: the answers of turns that go.
 DELETE FROM provider_call WHERE turn_id IN (SELECT value FROM json_each(:ids))
@@ -179,12 +189,16 @@ SELECT COUNT(*) AS holds, MAX(rowid) AS last FROM (SELECT rowid FROM hold WHERE 
 -- stray_hold
 -- why: nothing is written where there is nothing to remove.
 SELECT rowid FROM hold WHERE rowid > :after AND rowid <= :last AND state IN ('settled', 'released')
-  AND NOT EXISTS (SELECT 1 FROM turn WHERE turn.turn_id = hold.turn_id) LIMIT 1
+  AND NOT EXISTS (SELECT 1 FROM turn WHERE turn.turn_id = hold.turn_id)
+  AND NOT EXISTS (SELECT 1 FROM prefetch WHERE prefetch_id = CAST(substr(hold.turn_id, 10) AS INTEGER)
+                  AND hold.turn_id = 'prefetch:' || prefetch_id) LIMIT 1
 
 -- drop_stray_holds
 -- why: closed holds whose turn is gone; what they cost is in the accounts.
 DELETE FROM hold WHERE rowid > :after AND rowid <= :last AND state IN ('settled', 'released')
   AND NOT EXISTS (SELECT 1 FROM turn WHERE turn.turn_id = hold.turn_id)
+  AND NOT EXISTS (SELECT 1 FROM prefetch WHERE prefetch_id = CAST(substr(hold.turn_id, 10) AS INTEGER)
+                  AND hold.turn_id = 'prefetch:' || prefetch_id)
 
 -- spare_reusable
 -- why: answers of a time line that was left are of use only while their run can go on.
@@ -290,3 +304,11 @@ DELETE FROM dead_letter WHERE dead_id IN
      WHERE at_ms < :before_ms OR redriven_at_ms < :redriven_before_ms
         OR (at_ms < :fresh_ms AND dead_id <= (SELECT dead_id FROM dead_letter ORDER BY dead_id DESC LIMIT 1 OFFSET :keep))
      ORDER BY dead_id LIMIT :limit)
+
+-- old_prefetches
+-- why: nobody is served with them any more; what they cost is in the accounts.
+SELECT prefetch_id FROM prefetch WHERE state <> 'sent' AND expires_at_ms < :before_ms LIMIT :limit
+
+-- drop_prefetches
+-- why: a bounded number at once; their holds go with those of turns that are gone.
+DELETE FROM prefetch WHERE prefetch_id IN (SELECT value FROM json_each(:ids)) AND state <> 'sent'

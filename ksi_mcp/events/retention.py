@@ -130,6 +130,9 @@ class Retention:
         events, events_bytes, _ = await self._walk_events(drop=True)
         turns, turns_bytes, _ = await self._walk_turns(drop=True)
         await self._drop_roots()
+        if (days := self._config.turns.days) is not None:
+            old = self._before(days)
+            await self._drop_some("events.old_prefetches", "events.drop_prefetches", "prefetch_id", before_ms=old)
         await self._drop_stray_holds()
         await self._drop_rule_stats()
         await self._drop_letters()
@@ -370,6 +373,8 @@ def _drop_turns(tx: Tx, rows: Sequence[Row]) -> int:
     ids = {"ids": json.dumps([row["turn_id"] for row in tx.all("events.droppable_turns", chosen)])}
     for statement in (
         "events.drop_holds_of_turns",
+        "events.drop_semantic_entries",
+        "events.drop_semantic_looks",
         "events.drop_calls",
         "events.drop_tool_calls",
         "events.drop_notes",

@@ -16,7 +16,7 @@ TurnState = Literal["queued", "running", "retrying", "blocked", "parked", "done"
 FINAL: frozenset[str] = frozenset({"done", "failed", "cancelled", "timed_out"})
 ErrorClass = Literal["infra", "task", "budget", "refused"]
 OpClass = Literal["simple", "analysis", "code", "multi_step"]
-ParkedOn = Literal["answer", "budget", "breaker"]
+ParkedOn = Literal["answer", "budget", "breaker", "batch"]
 NEVER_MS = 2**62
 """When a parked turn runs again by itself."""
 
@@ -49,6 +49,7 @@ class TurnDraft:
     priority: int = 0
     expect: str | None = None
     cache: str | None = None
+    batched: bool = False
     turn_id: TurnId | None = None
     """Fresh, from whoever wants to know it before the turn is made; None: a new one."""
 
@@ -97,6 +98,9 @@ class Turn:
     answered_by: str | None
     moved_from: str | None
     rescues: int
+    batched: int
+    streamed_chars: int
+    similarity: float | None
 
     @property
     def final(self) -> bool:
@@ -172,6 +176,9 @@ def queued_turn(draft: TurnDraft, *, turn_id: TurnId, seq: int, now_ms: int, hel
         answered_by=None,
         moved_from=None,
         rescues=0,
+        batched=int(draft.batched),
+        streamed_chars=0,
+        similarity=None,
     )
 
 

@@ -10,9 +10,9 @@ RETURNING tail, pending, suspended
 -- enqueue
 -- why: a turn enters; it is ready at once only as the head of its lane.
 INSERT INTO turn (turn_id, session_id, seq, priority, state, run_at_ms, orchestration_id, provider, prompt, reply_event,
-                  timeout_s, op_class, created_by, cause_id, root_id, hops, depth, created_at_ms, held, expect, cache)
+                  timeout_s, op_class, created_by, cause_id, root_id, hops, depth, created_at_ms, held, expect, cache, batched)
 VALUES (:turn_id, :session_id, :seq, :priority, :state, :now_ms, :orchestration_id, :provider, :prompt, :reply_event,
-        :timeout_s, :op_class, :created_by, :cause_id, :root_id, :hops, :depth, :now_ms, :held, :expect, :cache)
+        :timeout_s, :op_class, :created_by, :cause_id, :root_id, :hops, :depth, :now_ms, :held, :expect, :cache, :batched)
 
 -- claim
 -- why: the oldest ready heads; only heads are in the index, so the cost does not grow with what waits.
@@ -52,7 +52,7 @@ UPDATE turn SET state = :state, result = :result, partial_text = :partial_text, 
                 cost_usd_micros = cost_usd_micros + :usd_micros, tokens = tokens + :spent_tokens,
                 tries = CASE WHEN :answered THEN 0 ELSE tries END
 WHERE turn_id = :turn_id AND state = 'running' AND attempt = :attempt AND owner = :owner
-RETURNING cost_usd_micros, tokens, tries, reused, checks
+RETURNING cost_usd_micros, tokens, tries, reused, checks, similarity
 
 -- cancel
 -- why: ends a turn that is not finished, whoever runs it; the owner's later writes find no row.
@@ -93,8 +93,13 @@ WHERE state = 'blocked' AND blocked_on IN (SELECT value FROM json_each(:accounts
 
 -- answered
 -- why: a stored answer ends the count of failed tries of its round and adds what it cost.
-UPDATE turn SET tries = 0, cost_usd_micros = cost_usd_micros + :usd_micros, tokens = tokens + :tokens
+UPDATE turn SET tries = 0, cost_usd_micros = cost_usd_micros + :usd_micros, tokens = tokens + :tokens, streamed_chars = 0
 WHERE turn_id = :turn_id
+
+-- streamed
+-- why: what has arrived of a long answer, for those who wait and in case of a failure.
+UPDATE turn SET partial_text = :partial_text, streamed_chars = :chars
+WHERE turn_id = :turn_id AND state = 'running' AND attempt = :attempt AND owner = :owner
 
 -- charge
 -- why: what a turn cost is booked on it even if its answer is discarded.
@@ -145,7 +150,7 @@ WHERE NOT EXISTS (SELECT 1 FROM turn WHERE turn.turn_id = asked.value ->> 0 AND 
 -- open_turns
 -- why: whether a worker still has anything to wait for.
 SELECT EXISTS (SELECT 1 FROM turn WHERE state IN ('ready', 'running', 'retrying', 'blocked', 'parked')
-               AND held = 0 AND (state <> 'parked' OR parked_on = 'breaker')) AS open
+               AND held = 0 AND (state <> 'parked' OR parked_on IN ('breaker', 'batch'))) AS open
 
 -- wait_edge
 -- why: who waits for whom, so that a circle can be seen before it closes.
@@ -197,6 +202,12 @@ UPDATE turn SET state = 'ready', parked_on = NULL, question = NULL, blocked_on =
                 held = (SELECT suspended FROM session WHERE session.session_id = turn.session_id)
 WHERE turn_id = :turn_id AND state = 'parked'
 
+-- resume_batched
+-- why: the result of a batch is there: the turn runs again, as the attempt that it was.
+UPDATE turn SET state = 'running', owner = :owner, parked_on = NULL
+WHERE turn_id = :turn_id AND state = 'parked' AND parked_on = 'batch'
+RETURNING *
+
 -- unpark_budget
 -- why: a limit was raised: whoever was parked on these accounts asks again.
 UPDATE turn SET state = 'ready', parked_on = NULL, question = NULL, blocked_on = NULL, run_at_ms = :now_ms,
@@ -221,7 +232,7 @@ UPDATE turn SET checks = checks + 1 WHERE turn_id = :turn_id
 
 -- reused
 -- why: a round that cost nothing, because its answer was there already.
-UPDATE turn SET tries = 0, reused = reused + 1 WHERE turn_id = :turn_id
+UPDATE turn SET tries = 0, reused = reused + 1, similarity = COALESCE(:similarity, similarity) WHERE turn_id = :turn_id
 
 -- unfinished_where
 -- why: the turns of a session that may be moved, and those that fit but were begun.

@@ -69,6 +69,7 @@ class SessionQueues:
                 "held": place["suspended"],
                 "expect": draft.expect,
                 "cache": draft.cache,
+                "batched": int(draft.batched),
             },
         )
         tx.announce(WOKEN)
@@ -139,6 +140,7 @@ class SessionQueues:
             tries=row["tries"],
             reused=row["reused"],
             checks=row["checks"],
+            similarity=row["similarity"],
         )
 
     def cancel(self, tx: Tx, turn_id: str, *, reason: str) -> Turn | None:
@@ -221,6 +223,11 @@ class SessionQueues:
         tx.announce(WOKEN)
         return tx.run("queues.unpark", {"turn_id": turn_id, "now_ms": tx.now_ms}) == 1
 
+    def resume_batched(self, tx: Tx, turn_id: str, owner: WorkerId) -> Turn | None:
+        """Let a turn that waits for its batch run again; None if it does not wait (any more)."""
+        row = tx.one("queues.resume_batched", {"turn_id": turn_id, "owner": owner})
+        return None if row is None else turn_of(row)
+
     def unpark_budget(self, tx: Tx, accounts: Iterable[str]) -> int:
         """Let the turns parked on these accounts ask again; how many."""
         tx.announce(WOKEN)
@@ -247,13 +254,17 @@ class SessionQueues:
         """A reply was not as expected."""
         tx.run("queues.checked", {"turn_id": turn_id})
 
-    def reused(self, tx: Tx, turn_id: str) -> None:
-        """A round's answer was there already, and cost nothing."""
-        tx.run("queues.reused", {"turn_id": turn_id})
+    def reused(self, tx: Tx, turn_id: str, *, similarity: float | None = None) -> None:
+        """A round's answer was there already, and cost nothing. `similarity`: of what it answered, if not the same."""
+        tx.run("queues.reused", {"turn_id": turn_id, "similarity": similarity})
 
     def answered(self, tx: Tx, turn_id: str, *, usd_micros: int, tokens: int) -> None:
         """A round was answered: its failed tries are history, its cost is the turn's."""
         tx.run("queues.answered", {"turn_id": turn_id, "usd_micros": usd_micros, "tokens": tokens})
+
+    def streamed(self, tx: Tx, turn: Turn, *, text: str, chars: int) -> None:
+        """So much of the running attempt's answer has arrived; nothing happens if it does not run any more."""
+        tx.run("queues.streamed", {**_owned(turn), "partial_text": text, "chars": chars})
 
     def charge(self, tx: Tx, turn_id: str, *, usd_micros: int, tokens: int) -> None:
         """Book a cost on a turn, whatever state it is in."""

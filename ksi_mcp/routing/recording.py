@@ -28,7 +28,8 @@ _REPORTS: Final = (DELIVERED, UNDELIVERABLE, "routing:mapping_failed", "routing:
 
 UNROUTED: Final = frozenset(
     {
-        "agent:not_woken", "completion:injected", "completion:interrupted", "completion:queued",
+        "agent:not_woken", "agent:tool_answered", "agent:tool_called", "completion:batch_sent", "completion:batched",
+        "completion:injected", "completion:interrupted", "completion:queued",
         "routing:condition_failed", "routing:delivered", "routing:joined", "routing:loop_stopped",
         "routing:mapping_failed", "routing:paused", "routing:rate_limited", "routing:redriven", "routing:refused",
         "routing:resumed", "routing:undeliverable", "system:delayed_failed", "system:listener_failed",

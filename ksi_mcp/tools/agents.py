@@ -51,6 +51,7 @@ class Spawned(AgentView):
 
     rules: list[str] | None = None
     turn: str | None = None
+    note: str | None = None
 
 
 class Gone(View):
@@ -124,7 +125,7 @@ async def agent_spawn(
     elif vars:
         raise Invalid("vars go with a composition", hint="write the values into the prompt")
     base = name or (resolved.name if resolved is not None else "agent")
-    spec = spec_of(
+    spec = await spec_of(
         call.svc,
         draft,
         name=base,
@@ -172,7 +173,8 @@ async def agent_spawn(
         rules = [call.svc.router.add_rule(tx, inside, draft).rule_id for draft in drafts]
         turn = roster.send(tx, inside, agent, message_text(message), Delivery()) if message is not None else None
         view = AgentView.of(roster.get(tx, agent.agent_id))
-        return Spawned(**view.model_dump(), rules=list(rules) or None, turn=turn.turn_id if turn else None)
+        note = call.svc.registry.note(agent.provider)
+        return Spawned(**view.model_dump(), rules=list(rules) or None, turn=turn.turn_id if turn else None, note=note)
 
     return await call.commit(work, key=idempotency_key, again=Spawned)
 

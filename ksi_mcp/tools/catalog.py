@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ksi_mcp.tools import (
     agents,
+    batches,
     budgets,
     completions,
     compositions,
@@ -14,11 +15,13 @@ from ksi_mcp.tools import (
     monitor,
     observe,
     orchestrations,
+    prefetching,
     replaying,
     routing,
     routing_letters,
     routing_table,
     routing_view,
+    semantic,
     subscriptions,
     supervision,
 )
@@ -28,6 +31,9 @@ ALL_TOOLS: tuple[Tool, ...] = (
     *agents.TOOLS,
     *messages.TOOLS,
     *completions.TOOLS,
+    *semantic.TOOLS,
+    *prefetching.TOOLS,
+    *batches.TOOLS,
     *events.TOOLS,
     *replaying.TOOLS,
     *routing.TOOLS,

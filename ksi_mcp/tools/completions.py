@@ -77,11 +77,14 @@ async def completion_submit(
     expect: Annotated[
         dict[str, Any] | None,
         Field(
-            description="what the reply must be like: json_schema, regex, min_length, max_length, contains; "
-            "max_attempts (3), on_invalid: escalate | fail"
+            description="what the reply must be like: json_schema (structured: true tells the provider), regex, "
+            "min_length, max_length, contains; max_attempts (3), on_invalid: escalate | fail"
         ),
     ] = None,
-    cache: Annotated[Literal["exact"] | None, Field(description="reuse the answer of an equal request")] = None,
+    cache: Annotated[
+        Literal["exact", "semantic"] | None,
+        Field(description="reuse the answer of an equal request, or of one that asks the same in other words"),
+    ] = None,
     mode: Annotated[Literal["next", "last"], Field(description="before or after what waits already")] = "last",
     timeout_s: Annotated[float | None, Field(description="for the model call", gt=0, le=3600)] = None,
     op_class: OpClass = "analysis",

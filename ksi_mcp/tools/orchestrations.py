@@ -133,7 +133,7 @@ async def orchestration_start(
             hint="composition_discover(type='orchestration') lists patterns; agent_spawn makes one agent",
         )
     leader = await call.svc.library.resolve(BASE_ORCHESTRATOR, {}) if orchestrator == "agent" else None
-    plan = _plan(call, resolved, leader, budget, provider=provider, model=model)
+    plan = await _plan(call, resolved, leader, budget, provider=provider, model=model)
 
     def work(tx: Tx) -> Started:
         run, agents, rules = call.svc.conductor.start(tx, call.ctx, plan)
@@ -163,7 +163,7 @@ async def orchestration_start(
     return await call.commit(work, key=idempotency_key, again=Started)
 
 
-def _plan(
+async def _plan(
     call: Call,
     resolved: Resolved,
     leader: Resolved | None,
@@ -176,7 +176,7 @@ def _plan(
     for draft in resolved.agents:
         check_agent_name(draft.role)
         specs.append(
-            spec_of(
+            await spec_of(
                 call.svc,
                 draft,
                 name=draft.role,
@@ -191,7 +191,7 @@ def _plan(
                 f"the pattern has an agent named {ORCHESTRATOR!r}", hint="start it with orchestrator='client'"
             )
         specs.append(
-            spec_of(
+            await spec_of(
                 call.svc,
                 leader.agents[0],
                 name=ORCHESTRATOR,

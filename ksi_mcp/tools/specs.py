@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from ksi_mcp.agents.model import AgentSettings, AgentSpec
+from ksi_mcp.agents.servers import permitted
 from ksi_mcp.budgets.model import Limits, Policy, limits_of
 from ksi_mcp.completions.expect import parse_expect
 from ksi_mcp.compositions.drafts import AgentDraft, BudgetWish
-from ksi_mcp.errors import Invalid
 from ksi_mcp.permissions import RoutingLevel, lower_level
 from ksi_mcp.services import Services
 from ksi_mcp.tools.tool import Part
@@ -71,24 +72,25 @@ def tightest(a: Limits, b: Limits) -> Limits:
     )
 
 
-def spec_of(svc: Services, draft: AgentDraft, *, name: str, composition: str | None, **over: Any) -> AgentSpec:
+async def spec_of(svc: Services, draft: AgentDraft, *, name: str, composition: str | None, **over: Any) -> AgentSpec:
     """An agent as a composition asks for it, cut by what the operator's configuration grants.
 
     `over`: model, provider, capabilities, limits, routing_level, subscription_level as a caller asked for them; they
-    outrank the draft.
+    outrank the draft. A model may be a profile: what the caller or the draft say themselves outranks what it says.
     """
     config = svc.config
     asked = over.get("capabilities")
     if asked is None:
         wished = draft.capabilities if draft.capabilities is not None else config.agents.default_capabilities
         asked = frozenset(wished) & frozenset(config.agents.grantable)
-    provider = over.get("provider") or draft.provider or config.provider or svc.registry.settings.default_provider
-    if provider not in svc.registry.known():
-        raise Invalid(f"unknown provider {provider[:60]!r}", hint=f"there are {', '.join(svc.registry.known())}")
+    answering = await _answering(svc, draft, model=over.get("model"), provider=over.get("provider"))
     settings: dict[str, Any] = {
         "max_tokens": config.agents.max_tokens,
         "max_tool_rounds": config.agents.max_tool_rounds,
+        **answering.settings,
         **{key: value for key, value in draft.settings.items() if key in _SETTINGS and value is not None},
+        "fallback": answering.fallback,
+        "mcp_servers": permitted(draft.settings.get("mcp_servers"), config.mcp_servers),
     }
     made = AgentSettings(**settings)
     hearing = {key: draft.settings[key] for key in _HEARING if draft.settings.get(key) is not None}
@@ -99,22 +101,49 @@ def spec_of(svc: Services, draft: AgentDraft, *, name: str, composition: str | N
         hearing["subscription_level"] = asked_level
     if made.expect is not None:
         parse_expect(made.expect)
-    for model in made.fallback:
-        stand_in, colon, _ = model.partition(":")
-        if colon and stand_in not in svc.registry.known():
-            raise Invalid(
-                f"fallback {model[:80]!r} names the unknown provider {stand_in[:60]!r}",
-                hint=f"write provider:model; there are {', '.join(svc.registry.known())}",
-            )
     return AgentSpec(
         name=name,
         system=draft.prompt or BASE_PROMPT.format(name=name),
-        provider=provider,
-        model=over.get("model") or draft.model or config.model or svc.registry.settings.default_model,
+        provider=answering.provider,
+        model=answering.model,
         capabilities=frozenset(asked),
         settings=made,
         composition=composition,
         limits=tightest(over.get("limits") or Limits(), limits_of_wish(draft.budget)),
         routing_level=level,
         **hearing,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answering:
+    """Who answers for an agent, and who stands in."""
+
+    provider: str
+    model: str
+    fallback: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+async def _answering(svc: Services, draft: AgentDraft, *, model: str | None, provider: str | None) -> _Answering:
+    names, registry = svc.registry.names, svc.registry
+    asked = model or draft.model or svc.config.model
+    profile = None if asked is None else await names.named(asked)
+    wanted = provider or draft.provider
+    if profile is not None:
+        # What counts is said where the model is, or above: who calls with a profile does not want the draft's provider.
+        wanted = profile.provider(provider if model else wanted) or wanted
+    if wanted:
+        place, usual = registry.check(wanted), None
+    else:
+        default = await registry.default()
+        place, usual = registry.check(default.provider), default.model
+    chosen = profile.model if profile is not None else asked or usual or await names.model_at(place)
+    listed = draft.settings.get("fallback")
+    if listed is not None:
+        fallback = await names.fallback(tuple(listed), provider=place, model=chosen)
+    else:
+        fallback = () if profile is None else profile.fallback(place)
+    return _Answering(
+        provider=place, model=chosen, fallback=fallback, settings={} if profile is None else profile.profile.settings
     )

@@ -173,7 +173,8 @@ async def agent_update(
     """Change the model, rights or settings of a living agent; what is left out stays.
 
     Rights and levels count at once, never more than the caller and the agent's parent hold; whoever is below it loses
-    what it loses. Model and settings count from the next turn that starts. See routing_update_subscription.
+    what it loses. Model and settings count from the next turn that starts. A model may be a profile, which brings its
+    provider and what stands in for it. See routing_update_subscription.
     """
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -188,21 +189,25 @@ async def agent_update(
     rest = (model, provider, capabilities, routing_level)
     if not settings and not levels and all(value is None for value in rest):
         raise Invalid("agent_update was given nothing to change", hint="give model, capabilities or a setting")
-    if provider is not None and provider not in call.svc.registry.known():
-        known = ", ".join(call.svc.registry.known())
-        raise Invalid(f"unknown provider {provider[:60]!r}", hint=f"there are {known}")
+    if provider is not None:
+        call.svc.registry.check(provider)
+    profile = None if model is None else await call.svc.registry.names.named(model)
 
     def work(tx: Tx) -> Updated:
         found = reach.find_below(tx, call.ctx, agent, action="change")
         if found.life != "active":
             raise Conflict(f"agent {found.name!r} is {found.life}", hint="nothing was changed")
         rights = found.capabilities if capabilities is None else _rights(tx, call, found, frozenset(capabilities))
+        place, changed = provider or found.provider, dict(settings)
+        if profile is not None:
+            place = profile.provider(provider) or found.provider
+            changed["fallback"] = profile.fallback(place)
         now = replace(
             found,
-            model=model or found.model,
-            provider=provider or found.provider,
+            model=model or found.model if profile is None else profile.model,
+            provider=place,
             capabilities=rights,
-            settings=replace(found.settings, **settings),
+            settings=replace(found.settings, **changed),
             routing_level=_level(tx, call, found, routing_level, rights),
             **levels,
         )

@@ -19,6 +19,7 @@ NEXT_OF_PARKED: Final = {
     "answer": "completion_answer(turn, text) ends it with your text; completion_cancel gives it up",
     "budget": "budget_set raises the limit of the account; completion_cancel gives the turn up",
     "breaker": "nothing: it goes on by itself once the provider may be asked again",
+    "batch": "nothing: it goes on by itself once its batch has ended, which may take a day",
 }
 """What a caller can do about a parked turn."""
 
@@ -116,6 +117,8 @@ class TurnView(View):
     """A turn. `text` only when it is done; `partial_text` is never a whole answer.
 
     `parked_on` while it waits for somebody, with the `question`; `answered_by` if it was not a model that replied.
+    `streamed_chars` while it runs: how much of its answer has arrived. `similarity`: its answer is that of a prompt so
+    alike, from the semantic cache.
     """
 
     turn: str
@@ -135,6 +138,8 @@ class TurnView(View):
     substituted: bool | None = None
     first_error: str | None = None
     reused: bool | None = None
+    similarity: float | None = None
+    streamed_chars: int | None = None
 
     @classmethod
     def of(cls, turn: Turn, name: str | None = None, *, max_chars: int = 20_000) -> TurnView:
@@ -157,6 +162,8 @@ class TurnView(View):
             substituted=True if turn.link else None,
             first_error=turn.first_error[:500] if turn.link and turn.first_error else None,
             reused=True if turn.reused else None,
+            similarity=turn.similarity,
+            streamed_chars=turn.streamed_chars if turn.state == "running" and turn.streamed_chars else None,
         )
 
 

@@ -20,11 +20,14 @@ ENDINGS = frozenset({"completion:result", "completion:failed", "completion:cance
 _HEARD = ENDINGS | {"completion:parked"}
 _PERSONS = frozenset({"answer", "budget"})
 """What a parked turn waits for that does not come by itself."""
-_HEARTBEAT_S = 5.0
+_HEARTBEAT_S = 2.0
 _DELIVERY_S = 5.0
 _DELIVERY_LOOK_S = 0.05
 _TELL_S = 0.5
 """Progress is told at most this often."""
+_TAIL_CHARS = 120
+_CHARS_PER_TOKEN = 4
+"""For people to look at; what is booked is what the provider counts."""
 _TEXT_BUDGET = 30_000
 """Characters of replies in one result, shared by all turns."""
 
@@ -91,7 +94,7 @@ async def gather(
                     break
                 if now_s - told_s >= _TELL_S:
                     told_s, done = now_s, len(turns_by_id) - len(pending)
-                    await call.progress(done, len(found), f"{done} of {len(found)} turns have ended")
+                    await call.progress(done, len(found), _progress(turns_by_id, pending, names))
                 event = await endings.next(min(until - now_s, _HEARTBEAT_S))
                 unknown: set[str] = set()
                 for each in (event, *endings.drain()):
@@ -115,6 +118,19 @@ async def gather(
                 await call.svc.journal.commit(lambda tx: call.svc.queues.end_wait(tx, slot.turn_id))
     found = list(turns_by_id.values())
     return _view(found, names, collect_partial=collect_partial)
+
+
+def _progress(turns_by_id: dict[str, Turn], pending: set[str], names: dict[str, str]) -> str:
+    """How far they are, and what the longest answer that is under way says at its end."""
+    text = f"{len(turns_by_id) - len(pending)} of {len(turns_by_id)} turns have ended"
+    streaming = [turn for turn_id in pending if (turn := turns_by_id[turn_id]).streamed_chars and not turn.final]
+    if not streaming:
+        return text
+    chars = sum(turn.streamed_chars for turn in streaming)
+    longest = max(streaming, key=lambda turn: turn.streamed_chars)
+    tail = " ".join((longest.partial_text or "")[-_TAIL_CHARS:].split())
+    name = names.get(longest.session_id, longest.session_id)
+    return f"{text}; some {chars // _CHARS_PER_TOKEN:,} tokens are under way; {name}: ...{tail}"
 
 
 async def _all_wait_for_somebody(call: Call, turns_by_id: dict[str, Turn], pending: set[str]) -> bool:

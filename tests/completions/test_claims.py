@@ -71,7 +71,7 @@ async def test_a_turn_that_cannot_be_prepared_fails_alone(open_house, monkeypatc
             raise ZeroDivisionError
         return render(agent, now, *args, **more)
 
-    monkeypatch.setattr("ksi_mcp.completions.turns.render", poisoned)
+    monkeypatch.setattr("ksi_mcp.completions.preparing.render", poisoned)
     monkeypatch.setattr("ksi_mcp.completions.worker.STORE_PAUSE_S", 0.01)
     async with open_house(SCRIPT) as house:
         for name in ("a", "b", "c"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi_mcp.completions.limiter import UNLIMITED, Limits
+from ksi_mcp.completions.limiter import FAR_PACE_S, NEAR_PACE_S, UNLIMITED, Limits
 from ksi_mcp.queues.retry import Again, decide
 from ksi_mcp.testing import FakeClock
 
@@ -22,8 +22,8 @@ class Now(FakeClock):
         self._now_s = to_s
 
 
-def limits_of(clock: Now, *, ceiling: int | None = 64, start: int = 8) -> Limits:
-    return Limits(clock, ceiling=lambda _: ceiling, start=start)
+def limits_of(clock: Now, *, ceiling: int | None = 64, start: int = 8, near: bool = True) -> Limits:
+    return Limits(clock, ceiling=lambda _: ceiling, start=start, near=lambda _: near)
 
 
 def run(
@@ -122,6 +122,112 @@ def test_a_provider_without_a_limit_is_never_held_back(ceiling: int | None) -> N
         limits.started("p")
     end(limits, "rate", retry_after_s=60)
     assert (limits.free("p"), limits.opens_at_s("p")) == (UNLIMITED, None)
+
+
+# -- growing by silence ------------------------------------------------------------------------------
+
+
+def answering(clock: Now, *, ceiling: int = 64, near: bool = True) -> Limits:
+    """Of a provider that has answered a call."""
+    limits = limits_of(clock, ceiling=ceiling, near=near)
+    run(limits, clock, "ok")
+    return limits
+
+
+def fill(limits: Limits) -> int:
+    """As many calls as may start, and they stay; how many those were."""
+    size = limits.free("p")
+    for _ in range(size):
+        limits.started("p")
+    return size
+
+
+@pytest.mark.parametrize(("near", "pace_s"), [(True, NEAR_PACE_S), (False, FAR_PACE_S)])
+def test_silence_doubles_a_limit_that_is_fully_used_an_eighth_of_the_way_at_a_time(near: bool, pace_s: float) -> None:
+    clock = Now()
+    limits = answering(clock, ceiling=512, near=near)
+    began_s, in_flight = clock.monotonic_s(), [fill(limits)]
+    while (grows_s := limits.grows_at_s("p")) is not None:
+        assert limits.free("p") == 0
+        assert clock.monotonic_s() < grows_s <= clock.monotonic_s() + pace_s
+        clock.set(grows_s)
+        in_flight.append(in_flight[-1] + fill(limits))
+    assert in_flight[:6] == [8, 9, 10, 11, 12, 13]
+    assert in_flight[-1] == 512
+    assert all(after <= before * 1.2 for before, after in itertools.pairwise(in_flight))  # small waves, not one crowd
+    assert clock.monotonic_s() - began_s == pytest.approx(6 * pace_s, rel=0.1)
+
+
+def test_however_late_somebody_looks_silence_has_doubled_the_limit_once() -> None:
+    clock = Now()
+    limits = answering(clock)
+    fill(limits)
+    clock.set(clock.monotonic_s() + 1000)
+    assert fill(limits) == 8
+    assert limits.free("p") == 0
+
+
+def test_silence_says_nothing_while_nobody_knows_whether_a_call_has_left_at_all() -> None:
+    clock = Now()
+    limits = limits_of(clock)
+    fill(limits)
+    clock.set(clock.monotonic_s() + 10)
+    assert (limits.free("p"), limits.grows_at_s("p")) == (0, None)
+    end(limits, "cut off")
+    limits.started("p")
+    clock.set(clock.monotonic_s() + 10)
+    assert (limits.free("p"), limits.grows_at_s("p")) == (0, None)
+    end(limits, "request")  # an answer, if not one to be glad of
+    limits.started("p")
+    assert limits.grows_at_s("p") is not None
+
+
+def test_a_limit_that_is_not_fully_used_does_not_grow_by_silence() -> None:
+    clock = Now()
+    limits = answering(clock)
+    for _ in range(7):
+        limits.started("p")
+    clock.set(clock.monotonic_s() + 1)
+    assert (limits.free("p"), limits.grows_at_s("p")) == (1, None)
+
+
+def test_the_end_of_a_call_begins_the_silence_anew() -> None:
+    clock = Now()
+    limits = answering(clock)
+    fill(limits)
+    clock.set(clock.monotonic_s() + 0.9 * NEAR_PACE_S)
+    end(limits, "cut off")
+    clock.set(clock.monotonic_s() + 0.2 * NEAR_PACE_S)
+    limits.started("p")
+    assert limits.free("p") == 0
+
+
+@pytest.mark.parametrize("kind", ["overload", "server", "transport", "timeout"])
+def test_the_first_failure_for_the_providers_sake_ends_the_growing_by_silence(kind: str) -> None:
+    clock = Now()
+    limits = answering(clock)
+    fill(limits)
+    end(limits, kind, latency_s=0.001)
+    fill(limits)
+    clock.set(clock.monotonic_s() + 10)
+    assert (limits.free("p"), limits.grows_at_s("p")) == (0, None)
+
+
+def test_a_refusal_while_others_are_under_way_tells_how_many_are_too_many() -> None:
+    clock = Now()
+    limits = answering(clock)
+    fill(limits)
+    grows_s = limits.grows_at_s("p")
+    assert grows_s is not None
+    clock.set(grows_s)
+    assert fill(limits) == 1
+    clock.set(grows_s + 0.002)
+    end(limits, "rate", latency_s=0.002, retry_after_s=1)
+    for _ in range(8):
+        end(limits, "ok")
+    clock.set(clock.monotonic_s() + 1)
+    run(limits, clock, "ok")
+    assert [wave(limits, clock) for _ in range(5)] == [2, 4, 7, 8, 9]  # doubles to 9 x 0.7, then one more each time
 
 
 # -- closed until Retry-After -----------------------------------------------------------------------
@@ -282,11 +388,14 @@ class Story:
     refused_by_turn: dict[int, int] = field(default_factory=dict)
 
 
-def play(turns: int, provider: Provider, *, ceiling: int = 64, seed: int = 1) -> Story:
+def play(
+    turns: int, provider: Provider, *, ceiling: int = 64, seed: int = 1, near: bool = True, answers: bool = False
+) -> Story:
     clock, spread = Now(0), random.Random(seed)
-    limits = limits_of(clock, ceiling=ceiling)
+    limits = answering(clock, ceiling=ceiling, near=near) if answers else limits_of(clock, ceiling=ceiling, near=near)
+    began_s = clock.monotonic_s()
     story, order = Story(), itertools.count()
-    ready: list[tuple[float, int]] = [(0.0, turn) for turn in range(turns)]  # (not before, turn)
+    ready: list[tuple[float, int]] = [(began_s, turn) for turn in range(turns)]  # (not before, turn)
     ending: list[tuple[float, int, int, float, str, float | None]] = []
     tries: dict[int, int] = {}
     first_s: dict[int, float] = {}
@@ -304,6 +413,8 @@ def play(turns: int, provider: Provider, *, ceiling: int = 64, seed: int = 1) ->
             times.append(ready[0][0])
         elif ready and (opens_s := limits.opens_at_s("p")) is not None:
             times.append(max(opens_s, ready[0][0]))
+        elif ready and (grows_s := limits.grows_at_s("p")) is not None:
+            times.append(max(grows_s, ready[0][0]))
         clock.set(max(now_s, min(times)))
         while ending and ending[0][0] <= clock.monotonic_s():
             at_s, _, turn, left_s, outcome, retry_after_s = heapq.heappop(ending)
@@ -324,7 +435,7 @@ def play(turns: int, provider: Provider, *, ceiling: int = 64, seed: int = 1) ->
                 heapq.heappush(ready, (at_s + verdict.delay_s, turn))
             else:
                 story.given_up += 1
-        story.took_s = clock.monotonic_s()
+        story.took_s = clock.monotonic_s() - began_s
     return story
 
 
@@ -338,6 +449,23 @@ def test_a_provider_that_takes_eight_at_once_refuses_few_of_three_hundred_calls(
     story = play(300, eight_at_once)
     assert (story.answered, story.given_up) == (300, 0)
     assert story.refused <= 30  # sixty-four at once, whatever the answer, was refused 870 times
+
+
+def test_a_provider_far_away_that_takes_eight_at_once_refuses_few_before_the_first_refusal_is_heard() -> None:
+    dice = random.Random(7)
+
+    def eight_at_once(now_s: float, in_flight: int) -> tuple[str, float, float | None]:
+        return ("ok", dice.uniform(1, 3), None) if in_flight <= 8 else ("rate", 0.15, 1.0)
+
+    story = play(300, eight_at_once, near=False, answers=True)
+    assert (story.answered, story.given_up) == (300, 0)
+    assert story.refused <= 30
+
+
+def test_five_hundred_and_twelve_calls_of_a_second_take_little_more_than_a_second_at_a_provider_that_answers() -> None:
+    story = play(512, lambda _now_s, _in_flight: ("ok", 1.0, None), ceiling=512, answers=True)
+    assert (story.answered, story.refused) == (512, 0)
+    assert story.took_s <= 1.2  # 7 s if only round trips counted
 
 
 @pytest.mark.parametrize("seed", range(5))

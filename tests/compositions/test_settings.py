@@ -40,7 +40,7 @@ def test_no_cache_is_no_cache_and_prose_is_no_context() -> None:
         ({"context": {"summarize": True}}, "agents.a.context.summarize", "is no part of a context"),
         ({"context": {"max_messages": 0}}, "agents.a.context_messages", "must be a whole number above 0"),
         ({"expect": "JSON"}, "agents.a.expect", "must be a mapping, not text"),
-        ({"cache": "semantic"}, "agents.a.cache", "must be 'exact' or off, not 'semantic'"),
+        ({"cache": "fuzzy"}, "agents.a.cache", "must be 'exact', 'semantic' or off, not 'fuzzy'"),
         ({"fallback": ["m", 5]}, "agents.a.fallback.1", "must name a model"),
         ({"fallback": ["m", "m"]}, "agents.a.fallback.1", "is there twice"),
         ({"fallback": ["m"] * 11}, "agents.a.fallback", "11 models, the limit is 10"),

@@ -29,7 +29,10 @@ def migrated() -> sqlite3.Connection:
 def shape(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
     """Every object of the schema without its comments and layout."""
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    plain = {(kind, name): " ".join(re.sub(r"--[^\n]*", "", sql).split()) for kind, name, sql in rows}
+    plain = {
+        (kind, name): re.sub(r"\s*([(),])\s*", r"\1", " ".join(re.sub(r"--[^\n]*", "", sql).split()))
+        for kind, name, sql in rows
+    }
     # A table that was made anew and renamed has its name in quotes.
     return {key: sql.replace(f'CREATE TABLE "{key[1]}"', f"CREATE TABLE {key[1]}") for key, sql in plain.items()}
 
