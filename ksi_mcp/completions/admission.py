@@ -1,7 +1,7 @@
 """What stands between a rendered request and the provider, in this order, in one transaction.
 
 is the turn still ours, and may its session run?   else step back
-is the answer there already?                        then it is not bought again
+is the answer there already, or on its way?         then it is not bought again
 does somebody else than a model answer?             then it is parked for them
 is the model's circuit closed?                      else the next model of the chain, or park until it may be
 is there money for the worst case?                  else what the account's policy says
@@ -28,6 +28,8 @@ from ksi_mcp.providers.kinds import traits_of
 from ksi_mcp.queues.model import ErrorClass
 from ksi_mcp.queues.session_queues import SessionQueues
 
+PREFETCH_LOOK_S: Final = 0.25
+"""How often a turn looks whether the very answer that it wants, which is being made beforehand, is there."""
 MAX_QUESTION_CHARS: Final = 4_000
 """Of a prompt as it is shown to whoever answers instead of a model; completion_status has all of it."""
 
@@ -76,6 +78,12 @@ class Admission:
             return None
         if (known := self._known(tx, item, wanted, looked)) is not None:
             return known
+        if wanted.number == 1 and prefetch.under_way(tx, wanted.request_hash, agent.agent_id):
+            # It is being bought already: to buy it twice would gain nothing.
+            self._queues.retry(
+                tx, turn, delay_s=PREFETCH_LOOK_S, counts=False, error="its answer is on its way", partial_text=None
+            )
+            return None
         if traits_of(choice.provider).parks:
             self._ask_somebody(tx, item, wanted)
             return None

@@ -48,6 +48,21 @@ async def test_a_prompt_that_was_foreseen_is_answered_for_nothing(open_house) ->
         house.books()
 
 
+async def test_a_turn_waits_for_the_answer_that_is_on_its_way_instead_of_buying_it_again(open_house) -> None:
+    script = {"replies": [{"match": {"prompt": "soon"}, "reply": "here", "latency_s": 1, "usage": USAGE}]}
+    async with open_house(script) as house:
+        await house.spawn("a")
+        await house.call("completion_prefetch", agent="a", prompts=["soon"])
+        await house.started()
+        turn = (await house.call("agent_send", agent="a", message="soon"))["turn"]
+        await house.until(lambda: house.rows("SELECT state FROM turn") == [("retrying",)])
+        house.gate.opened.set()
+        (done,) = (await house.call("agent_wait", turns=[turn], timeout_s=20))["turns"]
+        assert (done["status"], done["text"], done["reused"], done["cost_usd"]) == ("done", "here", True, 0)
+        assert house.rows("SELECT COUNT(*) FROM provider_call WHERE reused_from IS NULL") == [(0,)]
+        house.books()
+
+
 async def test_another_prompt_is_answered_by_the_model(open_house) -> None:
     async with open_house(QUICK) as house:
         await house.spawn("a")
