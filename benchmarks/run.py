@@ -27,6 +27,7 @@ NAMES = (
     "route_match",
     "route_durable",
     "add_rule",
+    "index",
 )
 
 

@@ -25,6 +25,8 @@ COMMANDS: Final = {
     "doctor": "doctor",
     "events": "events",
     "call": "call",
+    "export": "exporting",
+    "import": "importing",
     "credentials": "credentials",
     "api-sim": "api_sim",
 }

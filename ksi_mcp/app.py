@@ -32,6 +32,7 @@ from ksi_mcp.completions.slots import Slots
 from ksi_mcp.completions.turns import TurnRunner
 from ksi_mcp.completions.units import TurnUnits
 from ksi_mcp.completions.worker import Worker
+from ksi_mcp.compositions.federation import Federation
 from ksi_mcp.compositions.files import builtin_root
 from ksi_mcp.compositions.library import Library
 from ksi_mcp.config import Config, Home, load_config
@@ -151,6 +152,7 @@ class App:
             queues=queues,
             roster=roster,
             library=library,
+            federation=Federation(journal, library, home=self.home.root),
             decisions=DecisionLog(journal, library),
             router=router,
             conductor=Conductor(journal, library, roster, router, ledger),

@@ -8,6 +8,7 @@ from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.prices import Prices
 from ksi_mcp.clock import Clock
+from ksi_mcp.compositions.federation import Federation
 from ksi_mcp.compositions.library import Library
 from ksi_mcp.config import Config
 from ksi_mcp.decisions.log import DecisionLog
@@ -30,6 +31,7 @@ class Services:
     queues: SessionQueues
     roster: Roster
     library: Library
+    federation: Federation
     decisions: DecisionLog
     router: Router
     conductor: Conductor

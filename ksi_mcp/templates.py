@@ -5,6 +5,7 @@
     {{a|b|c}}                   the first path that is present
     {{name|nobody}}             a last bare word that is no present path is the default
     {{name|default: any text}}  the same, spelled out; the text may hold spaces and bars
+    {{title|slugify}}           the value as a slug: lower case, other characters one '-'; always text
 
 A template that is the whole string keeps the value's type: `"{{data.score}}"` stays a number, and
 its default is read as JSON where it is a number, `true`, `false`, `null` or quoted. Inside other text,
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -38,6 +40,7 @@ _STEP = re.compile(r"\.?([A-Za-z_$][\w-]*|\d+)|\[(-?\d+)\]|\[[\"']([^\"'\]]*)[\"
 _JSON_LITERAL = re.compile(
     r'-?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?(?:[eE][+-]?\d{1,3})?|true|false|null|"(?:[^"\\]|\\.)*"'
 )
+_SLUGIFY: Final = "slugify"
 _DEFAULT = re.compile(r"\|\s*default\s*:")
 
 
@@ -68,6 +71,7 @@ class _Expression:
     source: str
     paths: tuple[str, ...]
     default: str | Missing
+    slugify: bool = False
 
 
 def get_path(data: Any, path: str, default: Any = MISSING) -> Any:
@@ -221,6 +225,9 @@ def _parse_expression(inner: str) -> _Expression:
         default = inner[spelled_out.end() :].strip()
         inner = inner[: spelled_out.start()]
     words = [word.strip() for word in inner.split("|")]
+    slugify = len(words) > 1 and words[-1] == _SLUGIFY
+    if slugify:
+        words.pop()
     if default is MISSING and len(words) > 1 and not _PATH.fullmatch(words[-1]):
         default = words.pop()
     for word in words:
@@ -229,10 +236,20 @@ def _parse_expression(inner: str) -> _Expression:
                 f"the template {_short(source)!r} is malformed at {_short(word)!r}",
                 hint="write {{name}}, {{data.items[0]}}, {{a|b}} or {{name|default: text}}",
             )
-    return _Expression(source=source, paths=tuple(words), default=default)
+    return _Expression(source=source, paths=tuple(words), default=default, slugify=slugify)
 
 
 def _evaluate(expression: _Expression, scope: Mapping[str, Any], *, typed: bool) -> Any:
+    value = _found(expression, scope, typed=typed)
+    return _slug(value if isinstance(value, str) else _json(value)) if expression.slugify else value
+
+
+def _slug(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+
+
+def _found(expression: _Expression, scope: Mapping[str, Any], *, typed: bool) -> Any:
     for path in expression.paths:
         value = _walk(scope, path)
         if value is not MISSING:

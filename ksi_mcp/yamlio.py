@@ -39,6 +39,7 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
 # What a block scalar keeps as it is; anything else is written in double quotes with escapes.
 _BLOCK_TEXT = re.compile(r"[^\s](?:[^\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff])*\Z")
+_BARE_WORD = re.compile(r"![A-Za-z_][A-Za-z0-9_-]{0,63}\Z")
 # Line breaks that a reader would turn into newlines unless they are escaped.
 _BREAKS = re.compile(r"[\r\x85\u2028\u2029]")
 
@@ -51,34 +52,35 @@ def safe_load(text: str | bytes, *, what: str, max_bytes: int = 2_000_000) -> An
     Raises:
         Invalid: not YAML, more than one document, a key twice, an unknown tag, too large, too deep.
     """
-    documents = safe_load_all(text, what=what, max_bytes=max_bytes)
-    if len(documents) > 1:
+    # None: what a last `---` leaves.
+    found = [each for each in _documents(text, what=what, max_bytes=max_bytes) if each[0] is not None]
+    if len(found) > 1:
         raise Invalid(
-            f"{what} holds {len(documents)} YAML documents", hint="keep one, or put them into files of their own"
+            f"{what} holds {len(found)} YAML documents, the second from line {found[1][1]} on",
+            hint="keep one, or put them into files of their own",
         )
-    return documents[0] if documents else None
+    return found[0][0] if found else None
 
 
 def safe_load_all(text: str | bytes, *, what: str, max_bytes: int = 2_000_000) -> list[Any]:
-    """Every document in `text`, in order.
+    """Every document in `text`, in order; raises as `safe_load`."""
+    return [document for document, _line in _documents(text, what=what, max_bytes=max_bytes)]
 
-    Raises:
-        Invalid: as `safe_load`.
-    """
+
+def _documents(text: str | bytes, *, what: str, max_bytes: int) -> list[tuple[Any, int]]:
+    """Every document, and the line that it begins at."""
     source = _decoded(text, what=what, max_bytes=max_bytes)
     parser = _PARSER(source)
     try:
         return _Builder(what=what).documents(_events(parser))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise Invalid(f"{what} is not valid YAML{_at(mark)}: {_short(problem)}") from None
+        problem = _short(" ".join(part for part in (error.context, error.problem) if part))
+        raise Invalid(f"{what} is not valid YAML{_at(mark)}: {problem}") from None
     except yaml.reader.ReaderError as error:
         character = error.character if isinstance(error.character, int) else ord(str(error.character)[:1] or "?")
-        line = source.count("\n", 0, error.position) + 1
-        raise Invalid(
-            f"{what} is not valid YAML, near line {line}: character U+{character:04X} is not allowed"
-        ) from None
+        near = f"near line {source.count(chr(10), 0, error.position) + 1}"
+        raise Invalid(f"{what} is not valid YAML, {near}: character U+{character:04X} is not allowed") from None
     except yaml.YAMLError as error:
         raise Invalid(f"{what} is not valid YAML: {_short(str(error))}") from None
     finally:
@@ -160,8 +162,9 @@ class _Builder:
         self._aliased = 0
         self._stack: list[_Open] = []
         self._documents: list[Any] = []
+        self._lines: list[int] = []
 
-    def documents(self, events: Iterator[Any]) -> list[Any]:
+    def documents(self, events: Iterator[Any]) -> list[tuple[Any, int]]:
         for event in events:
             if isinstance(event, yaml.ScalarEvent):
                 self._scalar(event)
@@ -173,7 +176,8 @@ class _Builder:
                 self._alias(event)
             elif isinstance(event, yaml.DocumentStartEvent):
                 self._anchors = {}
-        return self._documents
+                self._lines.append(event.start_mark.line + 1 if event.start_mark else 1)
+        return list(zip(self._documents, self._lines, strict=True))
 
     def _fail(self, event: Any, problem: str, hint: str | None = None) -> Invalid:
         return Invalid(f"{self._what}{_at(event.start_mark)}: {problem}", hint=hint)
@@ -248,7 +252,7 @@ class _Builder:
     def _refuse_as_key(self, event: Any) -> None:
         top = self._stack[-1] if self._stack else None
         if top is not None and isinstance(top.value, dict) and top.key is None and not top.merging:
-            raise self._fail(event, "a key must be plain text")
+            raise self._fail(event, "a key must be plain text", "a value that begins with {{ needs quotes around it")
 
     def _put(self, event: Any, value: Any, nodes: int) -> None:
         if not self._stack:
@@ -274,6 +278,8 @@ class _Builder:
             return self._implicit(event, text) if event.implicit[0] else text
         if event.tag in ("!", _TAG + "str", _TAG + "timestamp"):
             return text
+        if not text and _BARE_WORD.match(event.tag):
+            return event.tag  # `to: !self`, as routing is written by hand: a word, whatever YAML takes it for
         kinds: dict[str, tuple[type, ...]] = {
             _TAG + "int": (int,),
             _TAG + "float": (float, int),

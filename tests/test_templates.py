@@ -183,3 +183,25 @@ def test_get_path_finds_a_value_or_says_that_it_is_missing(path: str, value: Any
     except Invalid:
         return
     json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{title|slugify}}", "a-long-title"),
+        ("notes/{{ title | slugify }}.md", "notes/a-long-title.md"),
+        ("{{gone|title|slugify}}", "a-long-title"),
+        ("{{gone|slugify|default: none}}", "none"),
+        ("{{number|slugify}}", "7"),
+        ("{{odd|slugify}}", "cafe-x"),
+    ],
+)
+def test_a_value_can_be_written_as_a_slug(template: str, expected: str) -> None:
+    assert render(template, {"title": "  A long, Title! ", "number": 7, "odd": "Café/../x"}) == expected
+
+
+def test_a_slug_of_what_is_not_there_is_missing() -> None:
+    with pytest.raises(MissingValue) as caught:
+        render("{{gone|slugify}}", {})
+    assert caught.value.name == "gone"
+    assert names("{{a|b|slugify}}") == ["a", "b"]

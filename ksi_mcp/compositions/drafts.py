@@ -1,4 +1,4 @@
-"""The parts of a document that a run is made of: agents, static routing, budget, variables.
+"""The parts of a document that a run is made of: agents, budget, variables; its routing is in `routes`.
 
 Each part may be written in several ways (a mapping or a list, KSI's keys or ours); here they become
 records of one shape. Problems are gathered with their dotted paths, never raised one at a time. Pure.
@@ -15,12 +15,9 @@ from ksi_mcp.compositions.model import parse_reference, shorten, text_of
 from ksi_mcp.compositions.reading import Problems, join, kind_of, mapping, positive, whole
 from ksi_mcp.compositions.settings import settings_of
 from ksi_mcp.errors import Invalid
-from ksi_mcp.events.patterns import check_pattern
 from ksi_mcp.permissions import AGENT_CAPABILITIES, Capability
 
 MAX_AGENTS: Final = 100
-MAX_RULES: Final = 500
-MAX_PRIORITY: Final = 10_000
 
 _ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -66,19 +63,6 @@ class AgentDraft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StaticRule:
-    """A rule that comes with a pattern. `source` and plain `targets` are roles; other targets are event names."""
-
-    pattern: str
-    targets: tuple[str, ...]
-    source: str | None = None
-    condition: str | None = None
-    mapping: Any = None
-    priority: int | None = None
-    ttl_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
     """A variable of a document. It must be given if it is `required` and has no default."""
 
@@ -90,22 +74,7 @@ class Variable:
 
 def agents_of(document: dict[str, Any], problems: Problems) -> tuple[AgentDraft, ...]:
     """The agents of a pattern, in the order of the document."""
-    agents = document.get("agents")
-    if agents is None:
-        return ()
-    entries: list[tuple[str, Any, str]] = []
-    if isinstance(agents, dict):
-        entries = [(role, body, f"agents.{role}") for role, body in agents.items()]
-    elif isinstance(agents, list):
-        for index, body in enumerate(agents):
-            role = (
-                next((body[key] for key in ("role", "id", "name") if key in body), None)
-                if isinstance(body, dict)
-                else None
-            )
-            entries.append((str(role) if role is not None else "", body, f"agents.{index}"))
-    else:
-        problems.add("agents", f"must be a mapping of roles or a list, not {kind_of(agents)}")
+    entries = role_entries(document.get("agents"), problems)
     if len(entries) > MAX_AGENTS:
         problems.add("agents", f"{len(entries)} agents, the limit is {MAX_AGENTS}")
         return ()
@@ -118,6 +87,23 @@ def agents_of(document: dict[str, Any], problems: Problems) -> tuple[AgentDraft,
         else:
             drafts[role] = agent_of(role, body, path, problems)
     return tuple(drafts.values())
+
+
+def role_entries(agents: object, problems: Problems) -> list[tuple[str, Any, str]]:
+    """The agents as (role, body, path), whether they are a mapping or a list."""
+    if agents is None:
+        return []
+    if isinstance(agents, dict):
+        return [(role, body, f"agents.{role}") for role, body in agents.items()]
+    if not isinstance(agents, list):
+        problems.add("agents", f"must be a mapping of roles or a list, not {kind_of(agents)}")
+        return []
+    entries: list[tuple[str, Any, str]] = []
+    for index, body in enumerate(agents):
+        named = body if isinstance(body, dict) else {}
+        role = next((named[key] for key in ("role", "id", "name") if key in named), None)
+        entries.append((str(role) if role is not None else "", body, f"agents.{index}"))
+    return entries
 
 
 def agent_of(role: str, body: object, path: str, problems: Problems) -> AgentDraft:
@@ -174,24 +160,6 @@ def capabilities_of(value: object, path: str, problems: Problems) -> tuple[Capab
     return tuple(name for name in AGENT_CAPABILITIES if name in value)
 
 
-def rules_of(document: dict[str, Any], roles: tuple[str, ...], problems: Problems) -> tuple[StaticRule, ...]:
-    """The static routing of a pattern. `to: *` stands for every role but the source."""
-    routing, where = document.get("routing"), "routing"
-    if isinstance(routing, dict):
-        where = next((f"routing.{key}" for key in ("rules", "static_rules") if key in routing), "routing")
-        routing = routing.get("rules", routing.get("static_rules"))
-    if routing is None:
-        return ()
-    if not isinstance(routing, list):
-        problems.add(where, f"must be a list of rules, not {kind_of(routing)}")
-        return ()
-    if len(routing) > MAX_RULES:
-        problems.add(where, f"{len(routing)} rules, the limit is {MAX_RULES}")
-        return ()
-    found = [_rule(entry, f"{where}.{index}", roles, problems) for index, entry in enumerate(routing)]
-    return tuple(rule for rule in found if rule is not None)
-
-
 def budget_of(body: dict[str, Any], path: str, problems: Problems) -> BudgetWish:
     """The budget asked for, under `budget` or under KSI's `orchestration.budget_limit`.
 
@@ -246,59 +214,6 @@ def variables_of(document: dict[str, Any], problems: Problems) -> dict[str, Vari
         else:
             found[name] = Variable(name=name, default=spec, required=spec is None)
     return found
-
-
-def _rule(entry: object, path: str, roles: tuple[str, ...], problems: Problems) -> StaticRule | None:
-    if not isinstance(entry, dict):
-        problems.add(path, f"must be a mapping with from, to and pattern, not {kind_of(entry)}")
-        return None
-    before = len(problems.found)
-    source = problems.text(entry.get("from"), f"{path}.from")
-    source = None if source in (None, "", "*") else source
-    if source is not None and roles and source not in roles:
-        problems.add(f"{path}.from", f"{shorten(source)!r} is not a role of this pattern ({', '.join(roles)})")
-    pattern = entry.get("pattern", "*")
-    try:
-        check_pattern(pattern)
-    except Invalid as invalid:
-        problems.add(f"{path}.pattern", invalid.message)
-    targets = _targets(entry.get("to"), f"{path}.to", source, roles, problems)
-    condition = problems.text(entry.get("condition"), f"{path}.condition")
-    mapping = entry.get("mapping")
-    if mapping is not None and not isinstance(mapping, str | dict):
-        problems.add(f"{path}.mapping", f"must be a mapping or '{{{{$}}}}', not {kind_of(mapping)}")
-    priority = entry.get("priority")
-    if priority is not None and not (type(priority) is int and 0 <= priority <= MAX_PRIORITY):
-        problems.add(f"{path}.priority", f"must be a whole number from 0 to {MAX_PRIORITY}")
-    ttl = entry.get("ttl_s", entry.get("ttl"))
-    if ttl is not None and positive(ttl) is None:
-        problems.add(f"{path}.ttl", "must be a number of seconds above 0")
-    if len(problems.found) > before:
-        return None
-    return StaticRule(
-        pattern=str(pattern),
-        targets=targets,
-        source=source,
-        condition=condition,
-        mapping=mapping,
-        priority=priority,
-        ttl_s=positive(ttl),
-    )
-
-
-def _targets(to: object, path: str, source: str | None, roles: tuple[str, ...], problems: Problems) -> tuple[str, ...]:
-    wanted = to if isinstance(to, list) else [to]
-    targets: list[str] = []
-    for target in wanted:
-        if target == "*":
-            targets += [role for role in roles if role != source]
-        elif not isinstance(target, str) or not target:
-            problems.add(path, "must name a role, a list of roles, or an event")
-        elif ":" not in target and roles and target not in roles:
-            problems.add(path, f"{shorten(target)!r} is not a role of this pattern ({', '.join(roles)})")
-        else:
-            targets.append(target)
-    return tuple(dict.fromkeys(targets))
 
 
 def _reference(body: dict[str, Any], path: str, problems: Problems) -> str | None:

@@ -7,18 +7,20 @@ file is written whole or not at all.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 import ksi_mcp
-from ksi_mcp import yamlio
-from ksi_mcp.compositions.model import Composition, CompositionType, check_name, parse_composition, shorten
+from ksi_mcp.compositions.markdown import document_of
+from ksi_mcp.compositions.model import FOLDERS, Composition, CompositionType, check_name, parse_composition, shorten
 from ksi_mcp.errors import Conflict, Invalid, NotFound, StoreError
 
 MAX_FILE_BYTES: Final = 1_000_000
@@ -31,14 +33,6 @@ DECISIONS_SUFFIX: Final = "_decisions"
 """Decision logs lie beside the compositions and are none."""
 
 _ENDINGS: Final = frozenset({".yaml", ".yml", ".md"})
-_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)(?:^|\r?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_FOLDERS: Final[dict[CompositionType, str]] = {
-    "orchestration": "orchestrations",
-    "ensemble": "ensembles",
-    "agent": "agents",
-    "component": "components",
-    "evaluation": "evaluations",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +69,7 @@ def path_for(kind: CompositionType, name: str) -> str:
     check_name(name)
     if name.endswith(DECISIONS_SUFFIX):
         raise Invalid(f"the name {name!r} ends like a decision log", hint="choose another ending")
-    return f"{_FOLDERS[kind]}/{name}.yaml"
+    return f"{FOLDERS[kind]}/{name}.yaml"
 
 
 def scan(root: Path) -> tuple[list[FoundFile], list[tuple[str, str]]]:
@@ -109,11 +103,35 @@ def read_composition(root: Path, path: str) -> Composition | None:
     Raises:
         Invalid: it holds none, with the line where that shows; NotFound: the file is gone.
     """
-    document = _document_of(read_text(root, path), path)
-    return None if document is None else parse_composition(document, what="the file")
+    return composition_in(read_text(root, path), path)
 
 
-def read_text(root: Path, path: str) -> str:
+def composition_in(text: str, path: str) -> Composition | None:
+    """The composition in the text of a file.
+
+    Raises:
+        Invalid: it holds none, with the line where that shows.
+    """
+    document = document_of(text, path, max_bytes=MAX_FILE_BYTES)
+    if document is None and not path.endswith(".md"):
+        raise Invalid("the file is empty from line 1 on", hint="a composition begins with `name:` and `type:`")
+    if document is None:
+        return None
+    try:
+        return parse_composition(document, what="the file")
+    except Invalid as invalid:
+        raise Invalid(_with_line(invalid.message, text), hint=invalid.hint) from None
+
+
+def _with_line(message: str, text: str) -> str:
+    """The message, and where in the file the key stands that it begins with."""
+    key = re.match(r"the file: (\w+):", message)
+    line = re.search(rf"^{key[1]}[ \t]*:", text, re.MULTILINE) if key else None
+    place = text.count("\n", 0, line.start()) + 1 if line else 1
+    return message.replace("the file", f"the file at line {place}", 1)
+
+
+def read_text(root: Path, path: str, *, max_bytes: int = MAX_FILE_BYTES) -> str:
     """The text of a file inside `root`.
 
     Raises:
@@ -131,13 +149,13 @@ def read_text(root: Path, path: str) -> str:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise Invalid("the file is not a regular file")
         with os.fdopen(handle, "rb", closefd=False) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise Invalid(f"the file cannot be read ({error.strerror})") from None
     finally:
         os.close(handle)
-    if len(data) > MAX_FILE_BYTES:
-        raise Invalid(f"the file is larger than {MAX_FILE_BYTES:,} bytes")
+    if len(data) > max_bytes:
+        raise Invalid(f"the file is larger than {max_bytes:,} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -174,6 +192,47 @@ def create_file(root: Path, path: str, text: str) -> None:
         raise StoreError(f"the library could not be written ({error.strerror})") from None
 
 
+def replace_file(root: Path, path: str, text: str, *, instead_of: str) -> None:
+    """Write over a file whose text is still `instead_of`: whole, durable and at once, or not at all.
+
+    Raises:
+        Conflict: its text is another by now; NotFound: it is gone.
+        Invalid: the path leads out of `root`, or the text is too large.
+        StoreError: the folder cannot be written.
+    """
+    data = text.encode()
+    if len(data) > MAX_FILE_BYTES:
+        raise Invalid(f"the composition has {len(data):,} bytes, the limit is {MAX_FILE_BYTES:,}")
+    target = _inside(root, path)
+    try:
+        with _only_one(target.parent):
+            if read_text(root, path) != instead_of:
+                raise Conflict(
+                    f"the file of {target.stem!r} was changed in the meantime",
+                    hint="read it again, then repeat the call",
+                )
+            temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+            try:
+                _write_synced(temporary, data, mode=stat.S_IMODE(target.stat().st_mode))
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(target.parent)
+    except OSError as error:
+        raise StoreError(f"the library could not be written ({error.strerror})") from None
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keep other processes that write into `folder` out, from the look at a file to its replacement."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a new name in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -181,22 +240,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _document_of(text: str, path: str) -> Any:
-    if not path.endswith(".md"):
-        return yamlio.safe_load(text, what="the file", max_bytes=MAX_FILE_BYTES)
-    match = _FRONT_MATTER.match(text)
-    if match is None:
-        return None
-    # One line in front keeps the line numbers of errors those of the file.
-    document = yamlio.safe_load("\n" + match[1], what="the file", max_bytes=MAX_FILE_BYTES)
-    body = text[match.end() :].strip()
-    if isinstance(document, dict):
-        document.setdefault("name", PurePosixPath(path).stem)
-        if body and not any(key in document for key in ("prompt", "system_prompt", "content")):
-            document["prompt" if document.get("type") in ("agent", "profile") else "content"] = body
-    return document
 
 
 def _walk(real_root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
@@ -253,8 +296,8 @@ def _make_folders(folder: Path, root: Path) -> list[Path]:
     return changed
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+def _write_synced(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()

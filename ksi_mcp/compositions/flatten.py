@@ -31,14 +31,34 @@ _OWN_KEYS: Final = frozenset(
         "learnings",
     }
 )
+_SECURITY: Final = frozenset(
+    {
+        "capabilities",
+        "permissions",
+        "security",
+        "security_profile",
+        "permission_profile",
+        "tools",
+        "allowed_tools",
+        "allowedTools",
+        "disallowed_tools",
+        "disallowedTools",
+        "mcp_servers",
+        "mcpServers",
+        "routing_level",
+        "subscription_level",
+        "error_level",
+    }
+)
+"""What says how far an agent may go: whoever writes it says all of it, and nothing it depends on adds to that."""
 _LINK_KEYS: Final = frozenset({"extends", "mixins", "components"})
 
 Lookup = Callable[[str], Composition | None]
 """The composition of a reference (`name` or `name@version-or-hash`), or None."""
 
 
-def included_texts(flat: Composition, lookup: Lookup) -> dict[str, str]:
-    """The texts of everything under `includes`, and of what that includes, by name.
+def included_texts(flat: Composition, lookup: Lookup, dangling: list[str] | None = None) -> dict[str, str]:
+    """The texts of everything under `includes`, and of what that includes, by name. For `dangling`, see `Flattener`.
 
     Raises:
         NotFound: an included composition is not there.
@@ -54,7 +74,11 @@ def included_texts(flat: Composition, lookup: Lookup) -> dict[str, str]:
             raise Invalid(f"{flat.name!r} includes more than {MAX_INCLUDES} compositions")
         found = lookup(reference)
         if found is None:
-            raise NotFound(f"{by!r} includes {reference!r}, which is not in the library")
+            message = f"{by!r} includes {reference!r}, which is not in the library"
+            if dangling is None:
+                raise NotFound(message)
+            dangling.append(message)
+            continue
         texts[reference] = text_of(found.document)
         waiting += [(name, found.name) for name in names_under(found.document, "includes")]
     return texts
@@ -75,21 +99,34 @@ def names_under(document: dict[str, Any], key: str) -> list[str]:
     return found
 
 
-def merge(parent: Any, child: Any) -> Any:
-    """`child` over `parent`: mappings deeply, everything else replaced."""
+def merge(parent: Any, child: Any, *, keep_security: bool = False) -> Any:
+    """`child` over `parent`: mappings deeply, everything else replaced.
+
+    Security settings are never mixed: those of the child stand for themselves, or, with `keep_security`, those of
+    the parent do where it has any.
+    """
     if isinstance(parent, dict) and isinstance(child, dict):
         merged = dict(parent)
         for key, value in child.items():
-            merged[key] = merge(parent[key], value) if key in parent else value
+            if key not in parent:
+                merged[key] = value
+            elif key in _SECURITY:
+                merged[key] = parent[key] if keep_security else value
+            else:
+                merged[key] = merge(parent[key], value, keep_security=keep_security)
         return merged
     return child
 
 
 class Flattener:
-    """Merges a composition with its parents. Each one is looked at once, however often it is named."""
+    """Merges a composition with its parents. Each one is looked at once, however often it is named.
 
-    def __init__(self, lookup: Lookup) -> None:
+    With `dangling`, what leads nowhere is noted there and left out: for a look, not for a run.
+    """
+
+    def __init__(self, lookup: Lookup, dangling: list[str] | None = None) -> None:
         self._lookup = lookup
+        self._dangling = dangling
         self._done: dict[str, Composition] = {}
 
     def flatten(self, composition: Composition, path: tuple[str, ...] = ()) -> Composition:
@@ -104,8 +141,11 @@ class Flattener:
         inherited: dict[str, Any] = {}
         for key in ("extends", "mixins"):
             for reference in names_under(composition.document, key):
-                parent = self.flatten(self._found(reference, path), path)
-                inherited = merge(inherited, {k: v for k, v in parent.document.items() if k not in _OWN_KEYS})
+                found = self._found(reference, path)
+                if found is None:
+                    continue
+                handed_down = {k: v for k, v in self.flatten(found, path).document.items() if k not in _OWN_KEYS}
+                inherited = merge(inherited, handed_down, keep_security=key == "mixins")
         own = {key: value for key, value in composition.document.items() if key not in _LINK_KEYS}
         document = merge(inherited, own)
         if texts := self._component_texts(composition.document.get("components"), path):
@@ -118,13 +158,13 @@ class Flattener:
         self._done[composition.hash] = flat
         return flat
 
-    def _found(self, reference: str, path: tuple[str, ...]) -> Composition:
+    def _found(self, reference: str, path: tuple[str, ...]) -> Composition | None:
         found = self._lookup(reference)
         if found is None:
-            raise NotFound(
-                f"{' -> '.join((*path, reference))}: {reference!r} is not in the library",
-                hint="composition_discover lists what is there",
-            )
+            message = f"{' -> '.join((*path, reference))}: {reference!r} is not in the library"
+            if self._dangling is None:
+                raise NotFound(message, hint="composition_discover lists what is there")
+            self._dangling.append(message)
         return found
 
     def _component_texts(self, components: object, path: tuple[str, ...]) -> list[str]:
@@ -140,5 +180,6 @@ class Flattener:
                 named = next((entry[key] for key in ("source", "component", "name") if key in entry), None)
             name, version = parse_reference(named, what="components")
             found = self._found(f"{name}@{version}" if version else name, path)
-            texts.append(text_of(self.flatten(found, path).document))
+            if found is not None:
+                texts.append(text_of(self.flatten(found, path).document))
         return [text for text in texts if text]

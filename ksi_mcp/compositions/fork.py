@@ -18,7 +18,7 @@ MAX_PATH_CHARS: Final = 400
 _STEP = re.compile(r"((?:[^.\[\]\\]|\\.)+)|\[(\d{1,4})\]")
 _INDEX_DIGITS: Final = 6
 _FIXED: Final = {
-    "name": "the fork's name is an argument of its own",
+    "name": "a composition keeps its name, and that of a fork is an argument of its own",
     "lineage": "the lineage is written by the library",
     "performance": "performance is measured from runs",
     "learnings": "learnings are added with their evidence",
@@ -54,18 +54,29 @@ def forked_document(name: str, lineage: Lineage, modifications: dict[str, Any]) 
     Raises:
         Invalid: a path leads nowhere, through something that is neither mapping nor list, or to a fixed key.
     """
-    if len(modifications) > MAX_MODIFICATIONS:
-        raise Invalid(f"{len(modifications)} modifications, the limit is {MAX_MODIFICATIONS}")
     document: dict[str, Any] = yamlio.plain(lineage.parent.document)
     document["name"] = name
     document["version"] = DEFAULT_VERSION
     for key, empty in (("performance", {}), ("learnings", [])):
         if key in document:
             document[key] = empty
-    for path, value in modifications.items():
-        _set(document, path, yamlio.plain(value))
+    document = modified(document, modifications)
     document["lineage"] = lineage.as_document()
     return document
+
+
+def modified(document: dict[str, Any], modifications: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `document` with values set at dotted paths.
+
+    Raises:
+        Invalid: a path leads nowhere, through something that is neither mapping nor list, or to a fixed key.
+    """
+    if len(modifications) > MAX_MODIFICATIONS:
+        raise Invalid(f"{len(modifications)} modifications, the limit is {MAX_MODIFICATIONS}")
+    changed: dict[str, Any] = yamlio.plain(document)
+    for path, value in modifications.items():
+        _set(changed, path, yamlio.plain(value))
+    return changed
 
 
 def _set(document: dict[str, Any], path: str, value: Any) -> None:

@@ -7,27 +7,30 @@ again, and heals whatever a crash left between a file and its row.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ksi_mcp import yamlio
 from ksi_mcp.compositions import files, store
+from ksi_mcp.compositions.catalog import Catalog
+from ksi_mcp.compositions.checking import examine
 from ksi_mcp.compositions.files import FileProblem, FoundFile
-from ksi_mcp.compositions.filters import matcher
+from ksi_mcp.compositions.finding import Finder, Sieve
 from ksi_mcp.compositions.fork import Lineage, forked_document
 from ksi_mcp.compositions.model import (
     Composition,
     Layer,
     check_name,
+    join_problems,
     shorten,
 )
+from ksi_mcp.compositions.paging import CompositionPage, Wanted, is_alike
+from ksi_mcp.compositions.planning import Plan, loaded, planned, refuse_taken
 from ksi_mcp.compositions.records import Commit, CompositionRecord, RefreshReport, Validation
-from ksi_mcp.compositions.resolve import Resolved, check, resolve
-from ksi_mcp.compositions.select import CompositionPage, Wanted, is_alike, page_of
+from ksi_mcp.compositions.resolve import Resolved, resolve
+from ksi_mcp.compositions.select import Selection
 from ksi_mcp.compositions.store import Indexed
 from ksi_mcp.db import Tx
 from ksi_mcp.db.database import Work
@@ -42,13 +45,6 @@ FRESH_S: Final = 1.0
 """How long the folders are taken to be as they were last seen. Own writes are indexed at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    composition: Composition
-    text: str
-    path: str
-
-
 class Library:
     """Compositions in layers: the built-in ones, the user's, and the project's, highest last."""
 
@@ -58,7 +54,30 @@ class Library:
         self._journal = journal
         self._refreshing = asyncio.Lock()
         self._refreshed_s: float | None = None
+        self.catalog = Catalog()
+        self._finder = Finder(journal, self.catalog)
+        self.problems: tuple[FileProblem, ...] = ()
+        """What the last look at the folders found wrong."""
         self._bad: dict[tuple[Layer, str], tuple[FoundFile, str]] = {}
+
+    @property
+    def roots(self) -> dict[Layer, Path]:
+        """The folders of the layers, lowest first."""
+        return dict(self._roots)
+
+    @property
+    def journal(self) -> Journal:
+        """Where what the library does is written down."""
+        return self._journal
+
+    def writable(self) -> tuple[Layer, Path]:
+        """The layer that is written, and its folder.
+
+        Raises:
+            Invalid: there is none.
+        """
+        layer = self._must_be_writable()
+        return layer, self._roots[layer]
 
     @property
     def decisions_root(self) -> Path | None:
@@ -83,6 +102,7 @@ class Library:
             if changed or gone:
                 await self._journal.commit(write)
             self._refreshed_s = self._journal.clock.monotonic_s()
+            self.problems = tuple(problems)
             return RefreshReport(indexed=len(changed), removed=len(gone), total=total, problems=tuple(problems))
 
     async def get(self, name: str, *, resolve: bool = False) -> CompositionRecord:
@@ -91,8 +111,8 @@ class Library:
         Raises:
             NotFound: there is none; with `resolve` also what resolving finds wrong, but for missing variables.
         """
-        await self._fresh()
-        found = await self._journal.read(lambda tx: self._found(tx, name))
+        await self.fresh()
+        found = await self._journal.read(lambda tx: self.found(tx, name))
         layer = found.layer if found.path else None
         resolved = await self._journal.read(lambda tx: _resolved(tx, found, {}, lenient=True)) if resolve else None
         return CompositionRecord(composition=found.composition, layer=layer, resolved=resolved)
@@ -104,8 +124,8 @@ class Library:
             NotFound: it or something it links to is missing.
             Invalid: a circle, problems of structure, or variables that were not given, all together.
         """
-        await self._fresh()
-        return await self._journal.read(lambda tx: _resolved(tx, self._found(tx, name), vars or {}, lenient=False))
+        await self.fresh()
+        return await self._journal.read(lambda tx: _resolved(tx, self.found(tx, name), vars or {}, lenient=False))
 
     def remember(self, tx: Tx, resolved: Resolved) -> None:
         """Keep this version, and those its agents come from, retrievable by hash for good."""
@@ -119,33 +139,39 @@ class Library:
         type: str | None = None,
         tags: Sequence[str] = (),
         text: str | None = None,
-        metadata: dict[str, Any] | None = None,
+        sieve: Sieve | None = None,
         limit: int = 20,
         cursor: str | None = None,
     ) -> CompositionPage:
-        """Compositions of a type that have all `tags` and all words of `text` (in name, description or tags).
+        """Compositions of a type that have all `tags` and all words of `text` (in name, description or tags)."""
+        await self.fresh()
+        wanted = Wanted(type=type, tags=tuple(tags), text=text or "")
+        return await self._finder.discover(wanted, sieve or Sieve(), limit=limit, cursor=cursor)
 
-        `metadata` filters by what the document says; see `filters`.
-        """
-        matches = matcher(metadata) if metadata else None
-        await self._fresh()
-        heads = await self._journal.read(store.heads)
-        if matches is not None:
-            documents = await self._journal.read(store.documents)
-            heads = [head for head in heads if matches(documents[head.name])]
-        return page_of(heads, Wanted(type=type, tags=tuple(tags), text=text or ""), limit=limit, cursor=cursor)
+    async def select(
+        self, task: str, requirements: Mapping[str, Any] | None = None, *, type: str | None = None, limit: int = 5
+    ) -> Selection:
+        """What to take for a task, best first with reasons, or that none fits; see `select`."""
+        await self.fresh()
+        return await self._finder.select(task, requirements, type=type, limit=limit)
 
     async def validate(self, document: dict[str, Any] | str) -> Validation:
         """Whether a document, or YAML text of one, could be used as it is. Writes nothing."""
-        await self._fresh()
+        await self.fresh()
         try:
-            loaded = _loaded(document)
-            composition, warnings = await self._journal.read(
-                lambda tx: check(loaded, store.lookup_in(tx), what="the composition")
-            )
+            plain = await asyncio.to_thread(loaded, document)
         except KsiError as error:
-            return Validation(valid=False, problem=error.text(), warnings=(), composition=None)
-        return Validation(valid=True, problem=None, warnings=tuple(warnings), composition=composition)
+            return Validation(
+                valid=False, problem=error.text(), warnings=(), composition=None, problems=(error.text(),)
+            )
+        found = await self._journal.read(lambda tx: examine(plain, store.lookup_in(tx)))
+        return Validation(
+            valid=found.composition is not None,
+            problem=f"the composition: {join_problems(list(found.problems))}" if found.problems else None,
+            warnings=found.warnings,
+            composition=found.composition,
+            problems=tuple(str(problem) for problem in found.problems),
+        )
 
     # -------------------------------------------------------------------------------------- writing
 
@@ -165,10 +191,10 @@ class Library:
             Conflict: the name is taken in any layer; Invalid, NotFound: it could not be used.
         """
         layer = self._must_be_writable()
-        await self._fresh()
-        loaded = _loaded(document)
-        plan = await self._journal.read(lambda tx: _planned(tx, loaded))
-        await self._journal.read(lambda tx: _refuse_taken(tx, plan.composition.name, (layer, plan.path)))
+        await self.fresh()
+        plain = await asyncio.to_thread(loaded, document)
+        plan = await self._journal.read(lambda tx: planned(tx, plain))
+        await self._journal.read(lambda tx: refuse_taken(tx, plan.composition.name, (layer, plan.path)))
         if not dry_run:
             try:
                 await asyncio.to_thread(files.create_file, self._roots[layer], plan.path, plan.text)
@@ -176,7 +202,7 @@ class Library:
                 if await self._unreported(layer, plan, "composition:created") != plan.text:
                     raise
             data = {"type": plan.composition.type, "version": plan.composition.version}
-            await self._index(ctx, layer, plan, event=("composition:created", data), commit=commit)
+            await self.index(ctx, layer, plan, event=("composition:created", data), commit=commit)
         return CompositionRecord(composition=plan.composition, layer=layer)
 
     async def fork(
@@ -203,8 +229,8 @@ class Library:
         check_name(name, what="the fork's name")
         if not reason.strip() or len(reason) > MAX_REASON_CHARS:
             raise Invalid(f"a fork needs a reason of 1 to {MAX_REASON_CHARS:,} characters")
-        await self._fresh()
-        found = await self._journal.read(lambda tx: self._found(tx, parent))
+        await self.fresh()
+        found = await self._journal.read(lambda tx: self.found(tx, parent))
         now = datetime.fromtimestamp(self._journal.clock.now_ms() / 1000, UTC)
         lineage = Lineage(
             parent=found.composition,
@@ -213,7 +239,7 @@ class Library:
             author=str(ctx.actor),
         )
         plan = await self._fork_plan(name, lineage, modifications or {})
-        await self._journal.read(lambda tx: _refuse_taken(tx, name, (layer, plan.path)))
+        await self._journal.read(lambda tx: refuse_taken(tx, name, (layer, plan.path)))
         if dry_run:
             return CompositionRecord(composition=plan.composition, layer=layer)
         try:
@@ -225,7 +251,7 @@ class Library:
             "parent_hash": lineage.parent.hash,
             "reason": lineage.reason,
         }
-        await self._index(ctx, layer, plan, event=("composition:forked", data), commit=commit)
+        await self.index(ctx, layer, plan, event=("composition:forked", data), commit=commit)
         return CompositionRecord(composition=plan.composition, layer=layer)
 
     # -------------------------------------------------------------------------------------- private
@@ -239,12 +265,14 @@ class Library:
             raise Invalid("the library has no layer that can be written", hint="start the server with a data folder")
         return layer
 
-    async def _fresh(self) -> None:
+    async def fresh(self) -> None:
+        """Look at the folders again, unless that was just done."""
         last = self._refreshed_s
         if last is None or self._journal.clock.monotonic_s() - last >= FRESH_S:
             await self.refresh()
 
-    def _found(self, tx: Tx, reference: str) -> Indexed:
+    def found(self, tx: Tx, reference: str) -> Indexed:
+        """The composition of a reference and its file, or NotFound with names like it."""
         found = store.find(tx, reference)
         if found is None:
             near = [head.name for head in store.heads(tx) if is_alike(head.name, reference)][:5]
@@ -285,11 +313,11 @@ class Library:
         self._bad = bad
         return changed, [key for key in known if key not in kept], problems, len(kept)
 
-    async def _fork_plan(self, name: str, lineage: Lineage, modifications: dict[str, Any]) -> _Plan:
+    async def _fork_plan(self, name: str, lineage: Lineage, modifications: dict[str, Any]) -> Plan:
         document = forked_document(name, lineage, modifications)
-        return await self._journal.read(lambda tx: _planned(tx, document))
+        return await self._journal.read(lambda tx: planned(tx, document))
 
-    async def _unfinished(self, layer: Layer, plan: _Plan, lineage: Lineage, modifications: dict[str, Any]) -> _Plan:
+    async def _unfinished(self, layer: Layer, plan: Plan, lineage: Lineage, modifications: dict[str, Any]) -> Plan:
         """The same fork as it stands in a file that was never reported; Conflict if the file is another's."""
         text = await self._unreported(layer, plan, "composition:forked")
         taken = Conflict(f"the name {plan.composition.name!r} is taken", hint="choose another name")
@@ -303,21 +331,31 @@ class Library:
             raise taken
         return plan
 
-    async def _unreported(self, layer: Layer, plan: _Plan, event: str) -> str | None:
+    async def _unreported(self, layer: Layer, plan: Plan, event: str) -> str | None:
         """The text of a file that a crash left without its event; None if the event is there."""
         name = plan.composition.name
         if await self._journal.read(lambda tx: store.was_reported(tx, event, name)):
             return None
         return await asyncio.to_thread(files.read_text, self._roots[layer], plan.path)
 
-    async def _index(
-        self, ctx: Context, layer: Layer, plan: _Plan, *, event: tuple[str, dict[str, Any]], commit: Commit | None
+    async def index(
+        self,
+        ctx: Context,
+        layer: Layer,
+        plan: Plan,
+        *,
+        event: tuple[str, dict[str, Any]],
+        commit: Commit | None,
+        replaced: Composition | None = None,
     ) -> None:
+        """The row and the event of a file that was just written; what it `replaced` stays retrievable by hash."""
         name, data = event
         status = await asyncio.to_thread((self._roots[layer] / plan.path).stat)
         file = FoundFile(path=plan.path, mtime_ns=status.st_mtime_ns, size=status.st_size)
 
         def write(tx: Tx) -> None:
+            if replaced is not None:
+                store.remember(tx, hash=replaced.hash, name=replaced.name, document=replaced.document)
             store.put(tx, layer, file, plan.composition)
             described = {"name": plan.composition.name, "hash": plan.composition.hash, "layer": layer}
             self._journal.record(tx, name, {**described, **data}, ctx)
@@ -340,29 +378,6 @@ def _doubled(names: dict[str, str], name: str, layer: Layer, file: FoundFile) ->
     if first == file.path:
         return []
     return [FileProblem(layer=layer, path=file.path, message=f"the name {name!r} is already that of {first}")]
-
-
-def _loaded(document: dict[str, Any] | str) -> Any:
-    if isinstance(document, str):
-        return yamlio.safe_load(document, what="the composition", max_bytes=files.MAX_FILE_BYTES)
-    plain = yamlio.plain(document)
-    if len(json.dumps(plain, ensure_ascii=False)) > files.MAX_FILE_BYTES:  # before the slow way through YAML
-        raise Invalid(f"the composition is larger than {files.MAX_FILE_BYTES:,} bytes", hint="split it into components")
-    return plain
-
-
-def _planned(tx: Tx, document: Any) -> _Plan:
-    """What would be written, checked as it would be read back."""
-    text = yamlio.dump(document)
-    read_back = yamlio.safe_load(text, what="the composition", max_bytes=files.MAX_FILE_BYTES)
-    composition, _warnings = check(read_back, store.lookup_in(tx), what="the composition")
-    return _Plan(composition=composition, text=text, path=files.path_for(composition.type, composition.name))
-
-
-def _refuse_taken(tx: Tx, name: str, but: tuple[Layer, str]) -> None:
-    for indexed in store.named(tx, name):
-        if (indexed.layer, indexed.path) != but:
-            raise Conflict(f"the name {name!r} is taken in the {indexed.layer} library", hint="choose another name")
 
 
 def _resolved(tx: Tx, found: Indexed, vars: dict[str, Any], *, lenient: bool) -> Resolved:

@@ -17,6 +17,15 @@ from ksi_mcp.errors import Invalid
 CompositionType = Literal["orchestration", "ensemble", "agent", "component", "evaluation"]
 COMPOSITION_TYPES: Final[tuple[CompositionType, ...]] = get_args(CompositionType)
 
+FOLDERS: Final[dict[CompositionType, str]] = {
+    "orchestration": "orchestrations",
+    "ensemble": "ensembles",
+    "agent": "agents",
+    "component": "components",
+    "evaluation": "evaluations",
+}
+"""Where compositions of a type are written."""
+
 Layer = Literal["builtin", "user", "project"]
 LAYERS: Final[tuple[Layer, ...]] = get_args(Layer)
 """Lowest first: a name is looked for in the highest layer that has it."""
@@ -118,6 +127,14 @@ def parse_composition(document: object, *, what: str) -> Composition:
     if not isinstance(document, dict):
         raise Invalid(f"{what} is not a mapping of keys", hint="a composition begins with `name:` and `type:`")
     problems: list[Problem] = []
+    composition = parse_head(document, problems)
+    if problems:
+        raise Invalid(f"{what}: {join_problems(problems)}")
+    return composition
+
+
+def parse_head(document: dict[str, Any], problems: list[Problem]) -> Composition:
+    """The composition that `document` describes, as far as it can be read; what is wrong goes to `problems`."""
     name = document.get("name")
     if problem := name_problem(name):
         problems.append(Problem(path="name", message=problem))
@@ -129,8 +146,6 @@ def parse_composition(document: object, *, what: str) -> Composition:
     if not isinstance(description, str):
         problems.append(Problem(path="description", message="must be text"))
     tags = _tags_of(document.get("tags"), problems)
-    if problems:
-        raise Invalid(f"{what}: {join_problems(problems)}")
     return Composition(
         name=str(name),
         type=kind,

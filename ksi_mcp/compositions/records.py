@@ -43,9 +43,10 @@ class CompositionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """Whether a document could be used, and everything that is wrong with it in one text."""
+    """Whether a document could be used, and everything that is wrong with it: each by itself, and in one text."""
 
     valid: bool
     problem: str | None
     warnings: tuple[str, ...]
     composition: Composition | None
+    problems: tuple[str, ...] = ()

@@ -15,12 +15,10 @@ from ksi_mcp import templates
 from ksi_mcp.compositions.drafts import (
     AgentDraft,
     BudgetWish,
-    StaticRule,
     Variable,
     agents_of,
     budget_of,
     profile_of,
-    rules_of,
     variables_of,
 )
 from ksi_mcp.compositions.flatten import Flattener, Lookup, included_texts
@@ -28,11 +26,11 @@ from ksi_mcp.compositions.model import (
     Composition,
     CompositionType,
     join_problems,
-    parse_composition,
     shorten,
     text_of,
 )
 from ksi_mcp.compositions.reading import Problems
+from ksi_mcp.compositions.routes import StaticRule, rules_of
 from ksi_mcp.errors import Invalid, NotFound
 
 MAX_PROMPT_CHARS: Final = 200_000
@@ -80,19 +78,21 @@ def resolve(
 ) -> Resolved:
     """Flatten `composition` and fill in its agents.
 
-    With `lenient`, variables that were not given are listed among the warnings: for a look, not for a run.
+    With `lenient`, variables that were not given and references that lead nowhere are listed among the warnings: for
+    a look, not for a run.
 
     Raises:
         NotFound: a parent, component, include or agent's composition is missing; the message shows the path.
         Invalid: parents in a circle or too deep, problems of structure, variables that were not given.
     """
-    flat = Flattener(lookup).flatten(composition)
+    dangling: list[str] | None = [] if lenient else None
+    flat = Flattener(lookup, dangling).flatten(composition)
     problems = Problems()
     variables = variables_of(flat.document, problems)
     agents, rules, budget = parts_of(flat, problems)
     if problems.found:
         raise Invalid(f"composition {flat.name!r}: {join_problems(problems.found)}")
-    filler = _Filler(lookup)
+    filler = _Filler(lookup, dangling)
     scope = {**_defaults(variables), **(given or {})}
     filler.need(variables, scope, prefix="")
     if composition.type == "agent":
@@ -103,6 +103,8 @@ def resolve(
         filler.finish(flat.name)
     unused = sorted(set(given or {}) - set(variables) - filler.used)
     warnings = [f"the variable {shorten(name)!r} is not used by {flat.name!r}" for name in unused]
+    includes = included_texts(flat, lookup, dangling)
+    warnings += dict.fromkeys(dangling or [])
     if filler.missing:
         warnings.append(f"variables to be given: {', '.join(dict.fromkeys(filler.missing))}")
     return Resolved(
@@ -111,7 +113,7 @@ def resolve(
         type=flat.type,
         hash=flat.hash,
         document=flat.document,
-        includes=included_texts(flat, lookup),
+        includes=includes,
         warnings=tuple(warnings),
         agents=agents,
         rules=rules,
@@ -141,6 +143,7 @@ class _Filler:
     """Fills in agents and gathers what is missing, so that all of it is told at once."""
 
     lookup: Lookup
+    dangling: list[str] | None = None
     missing: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
@@ -169,9 +172,11 @@ class _Filler:
         base = AgentDraft(role=agent.role)
         reference = None
         if agent.composition is not None:
+            reference = agent.composition
             flat = self._profile_flat(agent.composition, where)
-            reference = f"{flat.name}@{flat.hash[:_HASH_SHOWN]}"
-            base, scope, declared = self._from_profile(flat, scope, declared, where)
+            if flat is not None:
+                reference = f"{flat.name}@{flat.hash[:_HASH_SHOWN]}"
+                base, scope, declared = self._from_profile(flat, scope, declared, where)
         prompts = [base.prompt, self.fill_text(agent.prompt, scope, declared, f"{where}.prompt")]
         return AgentDraft(
             role=agent.role,
@@ -222,14 +227,15 @@ class _Filler:
             missing = ", ".join(dict.fromkeys(self.missing))
             raise Invalid(f"{name!r} needs variables that were not given: {missing}", hint="give them in `vars`")
 
-    def _profile_flat(self, reference: str, where: str) -> Composition:
+    def _profile_flat(self, reference: str, where: str) -> Composition | None:
         found = self.lookup(reference)
         if found is None:
-            raise NotFound(
-                f"{where}: composition {reference!r} is not in the library",
-                hint="composition_discover lists what is there",
-            )
-        flat = Flattener(self.lookup).flatten(found)
+            message = f"{where}: composition {reference!r} is not in the library"
+            if self.dangling is None:
+                raise NotFound(message, hint="composition_discover lists what is there")
+            self.dangling.append(message)
+            return None
+        flat = Flattener(self.lookup, self.dangling).flatten(found)
         self.profiles[flat.hash] = flat
         return flat
 
@@ -264,32 +270,3 @@ class _Filler:
             elif root not in self.told:
                 self.missing.append(f"{root} (used in {where})")
             return expression
-
-
-def check(document: object, lookup: Lookup, *, what: str) -> tuple[Composition, list[str]]:
-    """Whether a document could be used; returns it with warnings about what its variables still decide.
-
-    Raises:
-        Invalid, NotFound: with everything that is wrong in its structure, or the link that leads nowhere.
-    """
-    composition = parse_composition(document, what=what)
-    flat = Flattener(lookup).flatten(composition)
-    problems = Problems()
-    variables_of(flat.document, problems)
-    agents, _rules, _budget = parts_of(flat, problems)
-    for agent in agents:
-        if agent.composition is not None and flat.type != "agent":
-            found = lookup(agent.composition)
-            if found is None:
-                problems.add(f"agents.{agent.role}", f"composition {agent.composition!r} is not in the library")
-            else:
-                Flattener(lookup).flatten(found)
-    if problems.found:
-        raise Invalid(f"{what}: {join_problems(problems.found)}")
-    included_texts(flat, lookup)
-    warnings = []
-    if flat.type == "orchestration" and not text_of({"orchestration_logic": flat.document.get("orchestration_logic")}):
-        warnings.append("orchestration_logic.strategy is empty: an orchestrator has nothing to follow")
-    if flat.type == "agent" and not text_of(flat.document):
-        warnings.append("prompt is empty: the agent has no instructions")
-    return composition, warnings

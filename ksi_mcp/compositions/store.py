@@ -58,13 +58,14 @@ class Head:
 
 
 def put(tx: Tx, layer: Layer, file: FoundFile, composition: Composition) -> None:
-    """Index a file's composition, replacing what was known of that file."""
+    """Index a file's composition, replacing what was known of that file. The version before stays retrievable."""
+    place = {"layer": layer, "path": file.path}
+    tx.run("compositions.keep_replaced", {**place, "hash": composition.hash, "now_ms": tx.now_ms})
     tx.run(
         "compositions.put",
         {
+            **place,
             "name": composition.name,
-            "layer": layer,
-            "path": file.path,
             "hash": composition.hash,
             "type": composition.type,
             "version": composition.version,
@@ -75,11 +76,20 @@ def put(tx: Tx, layer: Layer, file: FoundFile, composition: Composition) -> None
             "size": file.size,
         },
     )
+    tx.run("compositions.changed", {})
 
 
 def drop(tx: Tx, layer: str, path: str) -> None:
     """Forget a file."""
+    tx.run("compositions.keep_replaced", {"layer": layer, "path": path, "hash": "", "now_ms": tx.now_ms})
     tx.run("compositions.drop", {"layer": layer, "path": path})
+    tx.run("compositions.changed", {})
+
+
+def version(tx: Tx) -> int:
+    """Counts the changes of the index: the same number, the same index."""
+    row = tx.one("compositions.version", {})
+    return 0 if row is None else int(row["version"])
 
 
 def files(tx: Tx) -> dict[tuple[str, str], Known]:
@@ -177,6 +187,16 @@ def find(tx: Tx, reference: str) -> Indexed | None:
 def was_reported(tx: Tx, event: str, name: str) -> bool:
     """Whether `event` was recorded for the composition `name`."""
     return tx.one("compositions.was_reported", {"event": event, "name": name}) is not None
+
+
+def was_hash_reported(tx: Tx, name: str, hash: str) -> bool:
+    """Whether this version of `name` was ever reported as made here."""
+    return tx.one("compositions.was_hash_reported", {"name": name, "hash": hash}) is not None
+
+
+def has_others(tx: Tx, name: str, hash: str) -> bool:
+    """Whether other versions of `name` are kept."""
+    return tx.one("compositions.has_others", {"name": name, "hash": hash}) is not None
 
 
 def encode(document: dict[str, Any]) -> str:

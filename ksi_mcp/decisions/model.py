@@ -17,6 +17,8 @@ MAX_DECISION_CHARS: Final = 2_000
 MAX_REASONING_CHARS: Final = 20_000
 MAX_CONTEXT_BYTES: Final = 32_768
 MAX_WORD_CHARS: Final = 200
+MAX_SCORE: Final = 1e12
+PENDING: Final = "pending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,9 @@ class Decision:
     agent: str
     orchestration_id: str | None
     at_ms: int
+    resolved_at_ms: int | None = None
+    """When it was said how it turned out; `outcome` and `score` are of then."""
+    resolved_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,37 @@ def draft_decision(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """How a decision turned out, checked. Make it with `draft_resolution`."""
+
+    outcome: str
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """How a decision turned out, as whom says so and when."""
+
+    decision_id: str
+    outcome: str
+    score: float | None
+    by: str
+    at_ms: int
+
+
+def draft_resolution(outcome: str, score: float | str | None = None) -> Resolution:
+    """Check what was given; the score may come as text.
+
+    Raises:
+        Invalid: naming the field that cannot be stored.
+    """
+    said = _text(outcome, "outcome", MAX_WORD_CHARS)
+    if said == PENDING:
+        raise Invalid("a decision cannot be resolved as pending", hint="say how it turned out, such as 'success'")
+    return Resolution(outcome=said, score=_number(score, "score"))
+
+
 def recorded_agent(actor: Actor, named: str | None) -> str:
     """Whose decision it is: an agent's own, or whom the operator names.
 
@@ -116,6 +152,8 @@ def _number(value: object, what: str) -> float | None:
         number = math.nan
     if not math.isfinite(number):
         raise Invalid(f"{what} {shorten(str(value))!r} is not a number", hint="give it in figures, such as 0.8")
+    if abs(number) > MAX_SCORE:
+        raise Invalid(f"{what} {shorten(str(value))!r} is beyond {MAX_SCORE:g}", hint="use the pattern's own scale")
     return number
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from ksi_mcp.compositions.model import shorten
 from ksi_mcp.db import Row, Tx
-from ksi_mcp.decisions.model import Decision, DecisionPage
+from ksi_mcp.decisions.model import Decision, DecisionPage, Resolved
 from ksi_mcp.errors import Invalid
 from ksi_mcp.ids import DecisionId
 
 
-def insert(tx: Tx, decision: Decision) -> None:
-    """Store a new decision."""
-    tx.run(
+def insert(tx: Tx, decision: Decision) -> bool:
+    """Store a new decision; False if there is one of that id."""
+    inserted = tx.run(
         "decisions.insert",
         {
             "decision_id": decision.decision_id,
@@ -28,11 +29,19 @@ def insert(tx: Tx, decision: Decision) -> None:
             "agent": decision.agent,
             "orchestration_id": decision.orchestration_id,
             "at_ms": decision.at_ms,
+            "resolved_at_ms": decision.resolved_at_ms,
+            "resolved_by": decision.resolved_by,
         },
     )
+    return inserted > 0
 
 
-def page(tx: Tx, wanted: dict[str, str | None], *, limit: int, cursor: str | None) -> DecisionPage:
+def resolve(tx: Tx, said: Resolved) -> bool:
+    """Say how a decision turned out; False if that was said before, or there is none."""
+    return tx.run("decisions.resolve", asdict(said)) > 0
+
+
+def page(tx: Tx, wanted: dict[str, str | float | None], *, limit: int, cursor: str | None) -> DecisionPage:
     """Decisions that fit every given field, newest first."""
     before_ms, before_id = _position(cursor)
     params = {**wanted, "before_ms": before_ms, "before_id": before_id, "limit": limit + 1}
@@ -44,11 +53,11 @@ def page(tx: Tx, wanted: dict[str, str | None], *, limit: int, cursor: str | Non
     )
 
 
-def ids_by_pattern(tx: Tx) -> dict[str, list[str]]:
-    """The ids of all decisions, oldest first, by pattern."""
-    grouped: dict[str, list[str]] = {}
+def ids_by_pattern(tx: Tx) -> dict[str, list[tuple[str, bool]]]:
+    """The ids of all decisions, oldest first, by pattern, each with whether it was resolved."""
+    grouped: dict[str, list[tuple[str, bool]]] = {}
     for row in tx.all("decisions.ids"):
-        grouped.setdefault(row["pattern"], []).append(row["decision_id"])
+        grouped.setdefault(row["pattern"], []).append((row["decision_id"], bool(row["resolved"])))
     return grouped
 
 
@@ -79,4 +88,6 @@ def _decision(row: Row) -> Decision:
         agent=row["agent"],
         orchestration_id=row["orchestration_id"],
         at_ms=row["at_ms"],
+        resolved_at_ms=row["resolved_at_ms"],
+        resolved_by=row["resolved_by"],
     )

@@ -15,8 +15,9 @@ from ksi_mcp.agents.reach import Grants
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import GLOBAL
-from ksi_mcp.compositions.drafts import StaticRule
+from ksi_mcp.compositions import runs
 from ksi_mcp.compositions.library import Library
+from ksi_mcp.compositions.routes import StaticRule
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Conflict, Invalid, NotFound
 from ksi_mcp.events.journal import Recorder
@@ -82,7 +83,7 @@ class Conductor:
             every = {"orchestration_id": orchestration_id, "every": plan.checkpoint_every}
             tx.run("orchestrations.set_checkpoint_every", every)
         # What an agent starts is paid from its own account, so no run can be a way around a limit.
-        parent = ctx.actor.agent_id or GLOBAL
+        parent = plan.account or ctx.actor.agent_id or GLOBAL
         self._ledger.open(tx, orchestration_id, parent_id=parent, limits=plan.limits)
         self._library.remember(tx, plan.resolved)
         inside = replace(ctx, orchestration_id=orchestration_id)
@@ -169,8 +170,9 @@ class Conductor:
         Returns the run, the agents that ended with it, and the turns that were cancelled.
 
         Raises:
-            Conflict: it has ended before.
+            Conflict: it has ended before; Invalid: its score or metrics are no numbers to reckon with.
         """
+        runs.check_figures(ending.score, ending.metrics)
         changed = tx.run(
             "orchestrations.end",
             {
@@ -192,6 +194,8 @@ class Conductor:
         for agent in agents:
             cancelled += self.end_agent(tx, inside, agent, reason=f"the orchestration was {ending.state}")
         self._router.end_scope(tx, f"orchestration:{run.orchestration_id}")
+        by = ending.reported_by or str(ctx.actor)
+        runs.record(tx, run.orchestration_id, reported_by=by, suspended_at_ms=run.suspended_at_ms)
         self._journal.record(
             tx,
             f"orchestration:{ending.state}",
@@ -211,8 +215,10 @@ class Conductor:
         """End a run once its turns have ended: until then its agents take no more messages.
 
         Raises:
-            Conflict: it has ended, or its turns do not run.
+            Conflict: it has ended, or its turns do not run; Invalid: see `end`.
         """
+        runs.check_figures(ending.score, ending.metrics)
+        ending = replace(ending, reported_by=str(ctx.actor))
         values = {"orchestration_id": run.orchestration_id, "ending": encode_json("ending", asdict(ending))}
         if tx.run("orchestrations.drain", values) == 0:
             hint = "nothing was changed" if run.state in ENDED else "resume it first, or end it with mode='now'"

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ksi_mcp.agents.model import AgentSpec
 from ksi_mcp.budgets.model import Limits
-from ksi_mcp.compositions.drafts import StaticRule
 from ksi_mcp.compositions.resolve import Resolved
+from ksi_mcp.compositions.routes import StaticRule
 from ksi_mcp.db import Row
 from ksi_mcp.ids import OrchestrationId
 
@@ -32,6 +32,8 @@ class StartPlan:
     max_depth: int
     checkpoint_every: int | None = None
     """Turns between two automatic checkpoints; None: none are made."""
+    account: str | None = None
+    """The account it is paid from; None: that of the agent that starts it, or everybody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class Ending:
     score: float | None = None
     metrics: dict[str, Any] | None = None
     summary: str | None = None
+    reported_by: str | None = None
+    """Who said so, where the run ends later than that; never from an argument."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -571,3 +571,33 @@ SELECT turn_id FROM turn
 WHERE session_id IN (SELECT value ->> 0 FROM json_each(:agents))
   AND (n > :last_turn OR turn_id IN (SELECT value FROM json_each(:turn_ids)))
 ORDER BY n
+
+-- insert_evaluation
+-- why: runs of cases belong together; a call that is made again after a crash goes on with the same one.
+INSERT INTO evaluation (evaluation_id, name, hash, suite, repeats, created_by, created_at_ms)
+VALUES (:evaluation_id, :name, :hash, :suite, :repeats, :created_by, :now_ms)
+ON CONFLICT (evaluation_id) DO NOTHING
+
+-- evaluation
+-- why: an evaluation that takes longer than one call is gone on with.
+SELECT evaluation_id, name, hash, suite, repeats, created_by FROM evaluation WHERE evaluation_id = :evaluation_id
+
+-- end_evaluation
+-- why: its end is told once, however often somebody looks at it later.
+UPDATE evaluation SET ended_at_ms = :now_ms WHERE evaluation_id = :evaluation_id AND ended_at_ms IS NULL
+
+-- insert_evaluation_run
+-- why: which run is one of which case, before the run ends: its record says so then.
+INSERT INTO evaluation_run (run_id, evaluation_id, case_name, turn_id)
+VALUES (:run_id, :evaluation_id, :case_name, :turn_id)
+
+-- set_evaluation_problems
+-- why: what the check of an answer found; an empty list is a pass.
+UPDATE evaluation_run SET problems = :problems WHERE run_id = :run_id
+
+-- evaluation_runs
+-- why: how far an evaluation is, and its census.
+SELECT e.run_id, e.case_name, e.turn_id, e.problems, r.outcome
+FROM evaluation_run e LEFT JOIN composition_run r ON r.run_id = e.run_id
+WHERE e.evaluation_id = :evaluation_id
+ORDER BY e.rowid

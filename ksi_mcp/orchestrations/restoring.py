@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ksi_mcp.agents import reach
+from ksi_mcp.compositions import runs
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Refused
 from ksi_mcp.events.journal import Recorder
@@ -106,6 +107,7 @@ class Restorer:
             tx.run("orchestrations.put_heard", heard)
         tx.run("orchestrations.back_undelivered", {"events": json.dumps(snapshot.outbox)})
         tx.run("orchestrations.back_run", {**own, "draining": snapshot.draining})
+        runs.forget(tx, run.orchestration_id)
         tx.run(
             "orchestrations.leave_checkpoints", {**own, "n": checkpoint.n, "checkpoint_id": checkpoint.checkpoint_id}
         )

@@ -127,6 +127,15 @@ class Call:
         self.committed = True
         return view
 
+    async def step(self, work: Work[T]) -> T:
+        """Change something on the way to the result, admitted like `commit`; the result itself is stored by that."""
+
+        def unit(tx: Tx) -> T:
+            self._admit(tx)
+            return work(tx)
+
+        return await self.svc.journal.commit(unit)
+
     def committer(self, view: Callable[[Any], View]) -> Callable[[Work[T]], Awaitable[T]]:
         """`commit` for a role object that makes its own transaction; `view` is what is stored as the result."""
 

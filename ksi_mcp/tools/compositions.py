@@ -1,39 +1,17 @@
-"""The library: find, read, fork, check."""
+"""The library: read, fork, check."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from ksi_mcp.compositions.records import CompositionRecord
 from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.measured import MeasuredView, measured
 from ksi_mcp.tools.tool import View, tool
 
-CompositionKind = Literal["orchestration", "ensemble", "agent", "component", "evaluation"]
-
-
-class HeadView(View):
-    """A composition in a list."""
-
-    name: str
-    type: str
-    version: str
-    description: str
-    tags: list[str]
-    hash: str
-    layer: str
-
-
-class DiscoverView(View):
-    """Best matches first; `problems` are files that could not be loaded."""
-
-    compositions: list[HeadView]
-    total: int
-    cursor: str | None = None
-    problems: list[str] | None = None
-
-
+MAX_PROBLEMS = 200
 class CompositionView(View):
     """A composition whole. With resolve, parents are merged in and the included texts come along."""
 
@@ -45,6 +23,7 @@ class CompositionView(View):
     document: dict[str, Any]
     includes: dict[str, str] | None = None
     warnings: list[str] | None = None
+    measured: MeasuredView | None = None
 
 
 class ForkView(View):
@@ -70,48 +49,8 @@ class ValidView(View):
 
     valid: bool
     problem: str | None = None
+    problems: list[str] | None = None
     warnings: list[str] | None = None
-
-
-@tool("composition_discover", needs="base", effects="reads", title="Find patterns and profiles", idempotent=True)
-async def composition_discover(
-    call: Call,
-    *,
-    type: CompositionKind | None = None,
-    tags: Annotated[list[str] | None, Field(max_length=20)] = None,
-    text: Annotated[str | None, Field(description="words in name, description or tags", max_length=500)] = None,
-    metadata_filter: Annotated[
-        dict[str, Any] | None, Field(description="e.g. {'performance.runs': {'>': 5}}; a list: contains all")
-    ] = None,
-    limit: Annotated[int, Field(ge=1, le=100)] = 20,
-    cursor: str | None = None,
-) -> DiscoverView:
-    """Find compositions: type orchestration = patterns to start, agent = profiles to spawn. Best matches first.
-
-    Then composition_get for the whole text of one.
-    """
-    page = await call.svc.library.discover(
-        type=type, tags=tags or (), text=text, metadata=metadata_filter, limit=limit, cursor=cursor
-    )
-    report = await call.svc.library.refresh() if cursor is None else None
-    problems = [f"{problem.layer}/{problem.path}: {problem.message}" for problem in report.problems] if report else []
-    return DiscoverView(
-        compositions=[
-            HeadView(
-                name=head.name,
-                type=head.type,
-                version=head.version,
-                description=head.description,
-                tags=list(head.tags),
-                hash=head.hash[:12],
-                layer=head.layer,
-            )
-            for head in page.items
-        ],
-        total=page.total,
-        cursor=page.cursor,
-        problems=problems[:20] or None,
-    )
 
 
 @tool("composition_get", needs="base", effects="reads", title="Read a composition", idempotent=True)
@@ -122,7 +61,9 @@ async def composition_get(
     resolve: Annotated[bool, Field(description="merge parents, bring included texts")] = False,
 ) -> CompositionView:
     """Return one composition whole. A pattern's orchestration_logic.strategy is for you to read and carry out."""
-    return _view(await call.svc.library.get(name, resolve=resolve))
+    record = await call.svc.library.get(name, resolve=resolve)
+    found = await measured(call, record)
+    return _view(record).model_copy(update={"measured": found if found.as_json() else None})
 
 
 @tool(
@@ -181,7 +122,12 @@ async def composition_validate(
 ) -> ValidView:
     """Say whether a document could be used, and everything that is wrong with it. Writes nothing."""
     found = await call.svc.library.validate(document)
-    return ValidView(valid=found.valid, problem=found.problem, warnings=list(found.warnings) or None)
+    return ValidView(
+        valid=found.valid,
+        problem=found.problem,
+        problems=list(found.problems)[:MAX_PROBLEMS] or None,
+        warnings=list(found.warnings)[:MAX_PROBLEMS] or None,
+    )
 
 
 def _view(record: CompositionRecord) -> CompositionView:
@@ -202,4 +148,4 @@ def _name_of(document: dict[str, Any] | str) -> str:
     return str(document.get("name", "")) if isinstance(document, dict) else "the composition"
 
 
-TOOLS = (composition_discover, composition_get, composition_fork, composition_create, composition_validate)
+TOOLS = (composition_get, composition_fork, composition_create, composition_validate)

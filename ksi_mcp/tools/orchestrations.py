@@ -133,7 +133,7 @@ async def orchestration_start(
             hint="composition_discover(type='orchestration') lists patterns; agent_spawn makes one agent",
         )
     leader = await call.svc.library.resolve(BASE_ORCHESTRATOR, {}) if orchestrator == "agent" else None
-    plan = await _plan(call, resolved, leader, budget, provider=provider, model=model)
+    plan = await start_plan(call, resolved, leader, budget, provider=provider, model=model)
 
     def work(tx: Tx) -> Started:
         run, agents, rules = call.svc.conductor.start(tx, call.ctx, plan)
@@ -163,7 +163,7 @@ async def orchestration_start(
     return await call.commit(work, key=idempotency_key, again=Started)
 
 
-async def _plan(
+async def start_plan(
     call: Call,
     resolved: Resolved,
     leader: Resolved | None,
@@ -172,6 +172,7 @@ async def _plan(
     provider: str | None,
     model: str | None,
 ) -> StartPlan:
+    """What `Conductor.start` is given for a pattern, its agents' models and limits decided."""
     specs = []
     for draft in resolved.agents:
         check_agent_name(draft.role)

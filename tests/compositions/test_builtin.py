@@ -7,8 +7,9 @@ import re
 import pytest
 
 from ksi_mcp.compositions import files
+from ksi_mcp.compositions.checking import check
 from ksi_mcp.compositions.model import Composition
-from ksi_mcp.compositions.resolve import check, resolve
+from ksi_mcp.compositions.resolve import resolve
 from ksi_mcp.events.patterns import is_reserved
 from ksi_mcp.routing.rules import RuleDraft
 
@@ -47,6 +48,7 @@ _PATTERNS = {
     "map_reduce_research",
     "pipeline_with_review",
     "self_organizing_analysis_team",
+    "triage_and_dispatch",
 }
 
 

@@ -114,7 +114,31 @@ def test_markdown_with_front_matter_is_a_composition_with_its_body_as_text(tmp_p
     crlf = files.read_composition(tmp_path, "crlf.md")
     assert crlf is not None
     assert crlf.document["content"] == "Body"
-    assert files.read_composition(tmp_path, "plain.md") is None
+    (tmp_path / "README.md").write_text("# Just notes\n")
+    assert files.read_composition(tmp_path, "README.md") is None
+    with pytest.raises(Invalid, match="line 1: there is no front matter"):
+        files.read_composition(tmp_path, "plain.md")
+
+
+def test_markdown_without_front_matter_is_what_its_folder_says(tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents/careful.md").write_text("\nYou are careful.\n")
+    careful = files.read_composition(tmp_path, "agents/careful.md")
+    assert careful is not None
+    assert careful.document == {"name": "careful", "type": "agent", "prompt": "You are careful."}
+
+
+def test_what_the_front_matter_says_is_not_replaced_by_the_text_below_it(tmp_path: Path) -> None:
+    (tmp_path / "both.md").write_text("---\ntype: agent\nprompt: from above\n---\nfrom below\n")
+    both = files.read_composition(tmp_path, "both.md")
+    assert both is not None
+    assert (both.document["prompt"], both.document["body"]) == ("from above", "from below")
+    (tmp_path / "three.md").write_text("---\ntype: agent\nprompt: a\nbody: b\n---\nc\n")
+    with pytest.raises(Invalid, match="'body'"):
+        files.read_composition(tmp_path, "three.md")
+    (tmp_path / "open.md").write_text("\n---\ntype: agent\nno end\n")
+    with pytest.raises(Invalid, match="begins at line 2 has no end"):
+        files.read_composition(tmp_path, "open.md")
 
 
 def test_an_error_names_the_line_of_the_file_not_of_the_front_matter(tmp_path: Path) -> None:

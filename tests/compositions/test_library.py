@@ -380,7 +380,7 @@ async def test_create_takes_yaml_text_and_keeps_unknown_keys(journal: Journal, t
         "name: new\ntype: agent\nprompt: |\n  one\n  two\nodd: '2024-01-01'\n"
     )
     assert [name for name, _ in await _events(journal)] == ["composition:created"]
-    for bad in ("name: [", "name: ../x", "- 1", "name: y\nagents: {a: {composition: gone}}", "x" * 10_000_000):
+    for bad in ("name: [", "name: ../x", "- 1", "name: y\nagents: {a: {model: [1]}}", "x" * 10_000_000):
         with pytest.raises(KsiError):
             await library.create(_CTX, bad)
     assert [path.name for path in (tmp_path / "project").rglob("*.yaml")] == ["new.yaml"]
@@ -391,9 +391,11 @@ async def test_validation_says_what_is_wrong_and_writes_nothing(journal: Journal
     good = await library.validate({"name": "x", "type": "agent", "prompt": "p"})
     assert (good.valid, good.problem, good.warnings) == (True, None, ())
     assert (await library.validate({"name": "x", "type": "agent"})).warnings
+    dangling = await library.validate({"name": "x", "extends": "gone", "agents": {"a": {"composition": "lost"}}})
+    assert dangling.valid
+    assert [warning.split(":")[0] for warning in dangling.warnings[:2]] == ["x -> gone", "agents.a"]
     refused: list[Any] = [
         "a: [",
-        {"name": "x", "extends": "gone"},
         {"name": "x", "agents": 3},
         {"name": "x", "extends": "x y"},
         {"name": "x", "odd": _nested(5_000)},

@@ -13,14 +13,13 @@ from ksi_mcp.compositions.drafts import (
     AgentDraft,
     BudgetWish,
     Problems,
-    StaticRule,
     agents_of,
     budget_of,
     capabilities_of,
-    rules_of,
     variables_of,
 )
 from ksi_mcp.compositions.model import check_name, content_hash, parse_composition, parse_reference, text_of
+from ksi_mcp.compositions.routes import StaticRule, rules_of
 from ksi_mcp.errors import Invalid
 
 

@@ -42,6 +42,7 @@ TOOLS_OF: dict[str, set[str]] = {
     "map_reduce_research": CLIENT_LED | {"agent_spawn", "routing_add_rule"},
     "self_organizing_analysis_team": CLIENT_LED
     | {"routing_query_rules", "routing_modify_rule", "routing_explain", "help", "event_emit"},
+    "triage_and_dispatch": CLIENT_LED | {"event_emit"},
     "base_orchestrator": ALWAYS,
 }
 """The listed tools that the client uses to follow each strategy. Every run is held to its line when it ends."""
