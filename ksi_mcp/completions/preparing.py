@@ -79,8 +79,13 @@ class Preparing:
         )
 
     def cost(self, item: Loaded, answer: Answer, *, batch: bool = False) -> Amount:
-        """What an answer cost: as its provider says, else by the price table; nothing if nobody knows a price."""
+        """What an answer cost: as its provider says, else by the price table; nothing if nobody knows a price.
+
+        Without either, for a provider that no table bounds, it is all that was set aside.
+        """
         usd_micros = answer.cost_usd_micros
+        if usd_micros is None:
+            usd_micros = self._flat_usd_micros.get(kind_of(item.choice.provider))  # it did not say
         if usd_micros is None:
             try:
                 usd_micros = self._prices.cost_usd_micros(

@@ -31,7 +31,8 @@ WHERE turn_id = :turn_id AND state = 'sent'
 -- why: under (turn, round, index), in the transaction of the effect; a tool that waited may say more later.
 INSERT INTO tool_call (turn_id, round, idx, tool, args, result, is_error, at_ms)
 VALUES (:turn_id, :round, :idx, :tool, :args, :result, :is_error, :now_ms)
-ON CONFLICT (turn_id, round, idx) DO UPDATE SET result = excluded.result, is_error = excluded.is_error
+ON CONFLICT (turn_id, round, idx) DO UPDATE SET tool = excluded.tool, args = excluded.args, result = excluded.result,
+                                                  is_error = excluded.is_error
 
 -- stored_result
 -- why: a tool call whose effect is in the store is never run again.

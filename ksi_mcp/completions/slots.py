@@ -13,7 +13,7 @@ from ksi_mcp.errors import ProviderError
 
 LONGEST_LOOK_S = 5.0
 """Whoever waits for room looks so often, whatever was heard."""
-_LATE_S = 0.001
+_LATE_S = 0.0001
 """A timer may fire a little early."""
 
 

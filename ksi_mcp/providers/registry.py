@@ -21,6 +21,7 @@ from ksi_mcp.errors import Conflict, Invalid, NotFound, ProviderError
 from ksi_mcp.providers.base import Provider, Traits
 from ksi_mcp.providers.credentials import Credentials
 from ksi_mcp.providers.kinds import KINDS, kind_of, traits_of
+from ksi_mcp.providers.processes import end_recorded
 from ksi_mcp.providers.urls import check_url, is_loopback_url
 
 # What is not needed for every start is imported where it is needed: a server starts for each session of a client, and
@@ -270,6 +271,18 @@ class ProviderRegistry:
         from ksi_mcp.providers.scripted import ScriptedProvider  # noqa: PLC0415
 
         return ScriptedProvider(Script(parse_script(self.settings.scripted_script)), self._clock)
+
+    def end_lost(self) -> int:
+        """Kill the processes that a lost worker has left; how many. Blocking; for the holder of the folder's lock."""
+        root = self.settings.root
+        if root is None:
+            return 0
+        ended = end_recorded(root / "processes")  # servers whose tools agents were given
+        if (root / "claude_cli").is_dir():
+            from ksi_mcp.providers.claude_cli import end_recorded as end_claude  # noqa: PLC0415  as above
+
+            ended += end_claude(root)
+        return ended
 
     async def aclose(self) -> None:
         """Close what was built. All are closed, even if one fails; the first failure is raised."""
