@@ -27,6 +27,8 @@ NAMES = (
     "route_match",
     "route_durable",
     "add_rule",
+    "provider_overhead",
+    "cli_parallel",
 )
 
 

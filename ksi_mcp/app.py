@@ -58,7 +58,7 @@ from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.routing.router import Router
 from ksi_mcp.services import Services
 from ksi_mcp.tools.agent_tools import AgentTools, Outside
-from ksi_mcp.tools.catalog import ALL_TOOLS
+from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
 from ksi_mcp.tools.toolbox import Toolbox
 
 logger = logging.getLogger(__name__)
@@ -167,10 +167,11 @@ class App:
         )
         self.services.supervisor.listen()
         self.services.conductor.listen()
-        self.toolbox = Toolbox(self.services, ALL_TOOLS)
+        shown = None if config.agents.tools == "full" else DEFAULT_TOOLS
+        self.toolbox = Toolbox(self.services, ALL_TOOLS, shown=shown)
         semantic = SemanticCache(journal, config.semantic_cache)
         units = TurnUnits(journal, queues, roster, ledger, Breakers(journal), semantic=semantic)
-        slots, latencies = Slots(Limits(clock, ceiling=registry.in_flight), clock), Latencies()
+        slots, latencies = Slots(Limits(clock, ceiling=registry.in_flight, near=registry.near), clock), Latencies()
         self.agent_tools = AgentTools(self.toolbox, Outside(self._outside, journal, queues))
         preparing = Preparing(config, self.agent_tools, self.services.prices)
         worker_id, beat_s = WorkerId(new_id("w")), config.worker.beat_s

@@ -59,6 +59,9 @@ class AgentConfig(_Strict):
     grantable_level: Literal["none", "self", "children", "orchestration", "global"] = Field(
         default="orchestration", description="whose routes a composition may let an agent change, at most"
     )
+    tools: Literal["default", "full"] = Field(
+        default="default", description="which tools agents are told of in every round; all can be used, see `help`"
+    )
     max_tokens: int = Field(default=4096, ge=1, le=128_000)
     max_tool_rounds: int = Field(default=8, ge=1, le=100)
 

@@ -139,6 +139,15 @@ class ProviderRegistry:
         most = config.providers.get(name, {}).get("in_flight")
         return most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else None
 
+    def near(self, name: str) -> bool:
+        """Whether a provider is reached on this machine, where a refusal comes at once."""
+        if "@" in name:
+            place = self.profiles.endpoints().get(name)
+            return place is not None and is_loopback_url(place.base_url)
+        config, kind = self.settings.config, kind_of(name)
+        urls = {"anthropic": config.anthropic.base_url, "openai_compatible": config.openai_compatible.base_url}
+        return is_loopback_url(urls.get(kind))
+
     # ------------------------------------------------------------------------------ profiles
 
     @property

@@ -111,7 +111,9 @@ async def test_no_key_is_found_anywhere_after_calls_of_every_kind(
     assert b"echo_server" in seen  # its process was there to be looked at
     assert "[key]" in said  # the servers did quote them
     assert leaks(seen) == leaks(said) == leaks(shown) == leaks("\n".join(errors)) == []
-    written = {str(path.relative_to(tmp_path)): leaks(path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    written = {
+        str(path.relative_to(tmp_path)): leaks(path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()
+    }
     assert "home/ksi.db" in written
     assert {name: found for name, found in written.items() if found} == {}
     assert leaks("\n".join(record.getMessage() + str(record.exc_info) for record in caplog.records)) == []
