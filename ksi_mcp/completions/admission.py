@@ -97,7 +97,8 @@ class Admission:
             account.limits.usd_micros is not None for account in self._ledger.path(tx, agent.agent_id)
         ):
             self._breakers.forget_probe(tx, turn.turn_id)
-            self._fail(tx, item, error_class="budget", error=wanted.unpriced)
+            if not self.next_model(tx, item, error=wanted.unpriced):
+                self._fail(tx, item, error_class="budget", error=wanted.unpriced)
             return None
         held = self._set_aside(tx, item, wanted)
         if held is None:

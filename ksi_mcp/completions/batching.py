@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
+from ksi_mcp.budgets.model import Amount
 from ksi_mcp.completions.expecting import unexpected
 from ksi_mcp.completions.model import Ended, Loaded, Sent
 from ksi_mcp.completions.preparing import Preparing
@@ -56,6 +57,16 @@ class _Waiting:
     item: Loaded
     provider: str
     request_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """What a batch says of one of its calls; `worst` is what was set aside for it."""
+
+    sent: Sent
+    item: Loaded
+    worst: Amount
+    said: Answer | ProviderError
 
 
 class Batching:
@@ -227,36 +238,34 @@ class Batching:
         await self._journal.commit(work)
 
     async def _take_in(self, batch_id: str, results: dict[str, Answer | ProviderError]) -> None:
-        def calls(tx: Tx) -> list[tuple[int, Sent, Loaded]]:
+        def calls(tx: Tx) -> list[_Result]:
             return [
-                (
-                    row["call_id"],
-                    Sent(call_id=row["call_id"], hold_id=row["hold_id"], number=row["round"]),
-                    self._units.load_again(tx, self._queues.get(tx, row["turn_id"])),
+                _Result(
+                    sent=Sent(call_id=row["call_id"], hold_id=row["hold_id"], number=row["round"]),
+                    item=self._units.load_again(tx, self._queues.get(tx, row["turn_id"])),
+                    worst=Amount(usd_micros=row["reserved_usd_micros"], tokens=row["reserved_tokens"]),
+                    said=results.get(f"call_{row['call_id']}") or _missing(),
                 )
                 for row in tx.all("completions.batch_calls", {"batch_id": batch_id})
             ]
 
         found = await self._journal.read(calls)
         for start in range(0, len(found), _CHUNK):
-            chunk = [
-                (sent, item, results.get(f"call_{call_id}") or _missing())
-                for call_id, sent, item in found[start : start + _CHUNK]
-            ]
+            chunk = found[start : start + _CHUNK]
             wrongs = await asyncio.to_thread(_unexpected, chunk)
 
             def work(tx: Tx, chunk: list[_Result] = chunk, wrongs: list[str | None] = wrongs) -> None:
-                for (sent, item, result), wrong in zip(chunk, wrongs, strict=True):
-                    self._take(tx, sent, self._resumed(tx, item), result, wrong)
+                for result, wrong in zip(chunk, wrongs, strict=True):
+                    self._take(tx, result, self._resumed(tx, result.item), wrong)
 
             await self._journal.commit(work)
 
-    def _take(self, tx: Tx, sent: Sent, item: Loaded, result: Answer | ProviderError, wrong: str | None) -> None:
-        if isinstance(result, ProviderError):
-            self._units.fail(tx, item, sent, result, self._verdict(item.turn, result, tx.now_ms))
+    def _take(self, tx: Tx, result: _Result, item: Loaded, wrong: str | None) -> None:
+        if isinstance(result.said, ProviderError):
+            self._units.fail(tx, item, result.sent, result.said, self._verdict(item.turn, result.said, tx.now_ms))
             return
-        cost = self._preparing.cost(item, result, batch=True)
-        follows = self._units.answer(tx, item, sent, result, cost, wrong=wrong)
+        cost = self._preparing.cost(item, result.said, worst=result.worst, batch=True)
+        follows = self._units.answer(tx, item, result.sent, result.said, cost, wrong=wrong)
         if follows is not None and not isinstance(follows, Ended):
             self._units.step_back(tx, item)  # its next round is an ordinary one
 
@@ -275,9 +284,6 @@ class Batching:
             self._units.fail(tx, item, sent, error, self._verdict(item.turn, error, tx.now_ms))
 
 
-_Result = tuple[Sent, Loaded, Answer | ProviderError]
-
-
 def _missing() -> ProviderError:
     return ProviderError("the batch has ended without a result for this request", kind="server", billed="unknown")
 
@@ -285,6 +291,6 @@ def _missing() -> ProviderError:
 def _unexpected(chunk: Sequence[_Result]) -> list[str | None]:
     """A schema from outside may take long to compare with: not in a transaction."""
     return [
-        unexpected(item, result.stop_reason, result.text) if isinstance(result, Answer) else None
-        for _, item, result in chunk
+        unexpected(each.item, each.said.stop_reason, each.said.text) if isinstance(each.said, Answer) else None
+        for each in chunk
     ]

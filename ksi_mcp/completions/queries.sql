@@ -287,7 +287,8 @@ WHERE batch_id = :batch_id
 
 -- batch_calls
 -- why: the calls of a batch that were not taken in yet.
-SELECT call_id, hold_id, round, turn_id FROM provider_call WHERE batch_id = :batch_id AND state = 'sent' ORDER BY call_id
+SELECT call_id, hold_id, round, c.turn_id, reserved_usd_micros, reserved_tokens
+FROM provider_call AS c JOIN hold USING (hold_id) WHERE batch_id = :batch_id AND c.state = 'sent' ORDER BY call_id
 
 -- semantic_stamp
 -- why: whether the points of a scope are still those in memory.
