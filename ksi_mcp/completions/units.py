@@ -135,6 +135,8 @@ class TurnUnits:
 
     def _close_lost(self, tx: Tx, turn: Turn) -> None:
         self._breakers.forget_probe(tx, turn.turn_id)
+        for row in tx.all("completions.batch_unsent_of", {"turn_id": turn.turn_id}):
+            self.unsent(tx, turn, row["hold_id"], row["call_id"])
         settled = self._ledger.clear_turn(tx, turn.turn_id, context_of(turn, as_system=True))
         if settled.path:
             store.mark_uncertain(tx, turn.turn_id)
@@ -233,13 +235,18 @@ class TurnUnits:
         self._close_lost(tx, item.turn)
         self._finish(tx, item, state="failed", error_class="infra", error="internal error; the server's log has it")
 
-    def fail(self, tx: Tx, item: Loaded, sent: Sent, error: ProviderError, verdict: Again | GiveUp) -> bool:
+    def fail(
+        self, tx: Tx, item: Loaded, sent: Sent, error: ProviderError, verdict: Again | GiveUp, *, told: bool = True
+    ) -> bool:
         """Settle what is known, then retry or end; whether the turn will be tried again."""
         turn, choice = item.turn, item.choice
         known = 0 if error.billed == "no" else error.cost_usd_micros
         settled = self._settle_failed(tx, item, sent, usd_micros=known)
         ctx = context_of(turn, as_system=True)
-        self._breakers.failed(tx, choice.provider, choice.model, turn.turn_id, error.kind, ctx)
+        if told:
+            self._breakers.failed(tx, choice.provider, choice.model, turn.turn_id, error.kind, ctx)
+        else:
+            self._breakers.forget_probe(tx, turn.turn_id)
         state = "uncertain" if known is None else "failed"
         text, partial = plain(error.text()), plain(error.partial_text)
         store.ended(
