@@ -254,6 +254,7 @@ async def test_a_run_that_is_suspended_sends_nothing_until_it_goes_on(open_house
         await house.call("orchestration_control", orchestration="o_1", action="resume")
         await house.app.batching._send_all()
         assert house.rows("SELECT COUNT(*) FROM batch") == [(1,)]
+        house.gate.ahead_ms += 1_000
         await house.app.batching._ask_all()
         assert house.rows("SELECT state, result FROM turn WHERE turn_id = ?", turn) == [("done", "here")]
         house.books()
