@@ -120,7 +120,7 @@ class Reading:
             self._add(event.index, event.delta)
         elif event.type == "message_delta":
             self._stop = event.delta.stop_reason
-            self._count(event.usage)
+            self._count(getattr(event, "usage", None))
         elif event.type == "message_stop":
             self._ended = True
 

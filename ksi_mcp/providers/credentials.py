@@ -69,6 +69,19 @@ def check_credential_name(name: str) -> str:
     return name
 
 
+def check_keepable(name: str) -> None:
+    """A name under which a key can be kept.
+
+    Raises:
+        Invalid: it is none, or that of the key of the file.
+    """
+    if check_credential_name(name) == FILE_KEY:
+        raise Invalid(
+            f"{FILE_KEY} is what the file of credentials is encrypted with: it cannot be kept among them",
+            hint="set it in the environment where the server starts",
+        )
+
+
 def _make_private(handle: int) -> None:
     """Take from others what only its owner may read: who has it can try passphrases as long as they like."""
     try:
@@ -135,12 +148,7 @@ class Credentials:
             Invalid: the name or the key cannot be one, or there is neither a keyring nor a key for the file.
             StoreError: the keyring or the folder cannot be written.
         """
-        check_credential_name(name)
-        if name == FILE_KEY:
-            raise Invalid(
-                f"{FILE_KEY} is what the file of credentials is encrypted with: it cannot be kept among them",
-                hint="set it in the environment where the server starts",
-            )
+        check_keepable(name)
         value = value.strip()
         if not value or len(value) > MAX_VALUE_CHARS or not value.isprintable():
             raise Invalid(f"what was given for {name} is empty or no key", hint="give the key by itself, on one line")

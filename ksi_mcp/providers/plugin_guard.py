@@ -30,6 +30,7 @@ _MAX_USD_MICROS: Final = 1_000_000_000_000
 _MAX_SESSION_CHARS: Final = 100_000
 _MAX_CALLS: Final = 200
 _NAME_CHARS: Final = 200
+_MAX_WAIT_S: Final = 1_000_000.0
 _COUNTS: Final = tuple(name for name in Usage.__slots__ if name != "estimated")
 
 
@@ -122,7 +123,7 @@ class GuardedProvider:
             raise self._failed(error, partial()) from None
 
     def _failed(self, error: BaseException, partial_text: str = "") -> ProviderError:
-        said = f"{type(error).__name__}: {self._safe(str(error))}".removeprefix(f"{_Wrong.__name__}: ")
+        said = f"{type(error).__name__}: {self._safe(_text(error))}".removeprefix(f"{_Wrong.__name__}: ")
         return ProviderError(
             f"provider {self.name!r} from another package failed ({said})",
             kind="bug",
@@ -135,13 +136,13 @@ class GuardedProvider:
         """The same without keys, and with nothing in it that an error cannot have."""
         wait, cost = error.retry_after_s, error.cost_usd_micros
         return ProviderError(
-            self._safe(str(error.message)),
+            self._safe(_text(error.message)),
             kind=error.kind if error.kind in get_args(ProviderErrorKind) else "bug",
             billed="no" if error.billed == "no" else "unknown",
-            retry_after_s=wait if isinstance(wait, int | float) and not isinstance(wait, bool) and wait >= 0 else None,
+            retry_after_s=wait if type(wait) in (int, float) and 0 <= cast("float", wait) <= _MAX_WAIT_S else None,
             partial_text=error.partial_text if isinstance(error.partial_text, str) else "",
             cost_usd_micros=cost if _is_count(cost, _MAX_USD_MICROS) else None,
-            hint=None if error.hint is None else self._safe(str(error.hint)),
+            hint=None if error.hint is None else self._safe(_text(error.hint)),
         )
 
     def _result(self, result: object) -> Answer | ProviderError:
@@ -192,6 +193,13 @@ class GuardedProvider:
         for key in self._keys:
             text = masked(text, key)
         return safe_text(text)
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001  an error of theirs may fail to say what it is
+        return "it does not say why"
 
 
 def _is_count(value: object, most: int) -> bool:

@@ -5,8 +5,8 @@ A later layer changes single keys of a profile of the same name. A project may c
 the providers that the operator has, and says neither where they are, nor which key they get, nor what they cost; of a
 profile that the operator speaks of it does not say which model that is, nor what stands in for it.
 
-Places and prices are those of the first look, since the one is worth nothing without the other: a free place that becomes
-a paid one must not be called for nothing. All else is read again when a file has changed.
+Places and prices are those of the first look, since the one is worth nothing without the other: a free place that
+becomes a paid one must not be called for nothing. All else is read again when a file has changed.
 
 A mistake costs the profile, or the file, that it is in, and nothing else: whoever names it gets the error.
 """
@@ -34,6 +34,7 @@ from ksi_mcp.providers.profile_files import (
     read_small,
     stamp_of,
 )
+from ksi_mcp.providers.profile_records import Endpoint, Link, Profile, ProfileProblem
 from ksi_mcp.providers.urls import check_url
 
 FILE: Final = "profiles.yaml"
@@ -44,50 +45,6 @@ ENDPOINT_KINDS: Final = ("openai_compatible", "anthropic")
 """The kinds that can be reached at more than one place."""
 
 _SETTINGS: Final = ("max_tokens", "effort", "timeout_s")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """A model of a chain. Without a provider it is wherever the agent is; without a model, whichever is there."""
-
-    provider: str | None
-    model: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """A profile, ready for use."""
-
-    name: str
-    layer: Layer
-    """The last one that says something of it."""
-    first: Link
-    chain: tuple[Link, ...]
-    """What stands in, in order, no model twice."""
-    settings: Mapping[str, Any]
-    """`max_tokens`, `effort` and `timeout_s`, as far as it says so."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """A place of its own at which a kind of provider is reached, with its own limit, breaker and key."""
-
-    name: str
-    """`kind@profile`."""
-    base_url: str
-    loopback: bool
-    api_key_env: str | None
-    in_flight: int | None
-    model: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileProblem:
-    """What is wrong in which layer's file; `profile` is None if it is the file as a whole."""
-
-    layer: Layer
-    profile: str | None
-    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +138,8 @@ class Profiles:
     def _read(self) -> _Table:
         stamps = [stamp_of(path) for _, path in self._paths]
         if self._first is None:
-            self._first = _Reading(self._knows).table(self._paths[:1] if self._bare else self._paths)
+            self._first = self._table = _Reading(self._knows).table(self._paths[:1] if self._bare else self._paths)
+            self._seen = [] if self._bare else stamps
         if stamps != self._seen:
             self._table = _Reading(self._knows, self._first).table(self._paths)
             self._seen = stamps
@@ -241,13 +199,15 @@ class _Reading:
     def _keep(self, first: _Table) -> None:
         """Places and prices stay those of the first look; a profile whose place is another one cannot be used."""
         now, self._endpoints, self._prices = self._endpoints, dict(first.endpoints), dict(first.prices)
-        for name, place in now.items():
-            before = first.endpoints.get(name)
-            if before is not None and replace(before, model=place.model) == place:
+        for name in now.keys() | first.endpoints.keys():
+            owner = name.partition("@")[2]
+            place, before = now.get(name), first.endpoints.get(name)
+            if place is not None and before is not None and replace(before, model=place.model) == place:
                 self._endpoints[name] = place
-            else:
+            elif owner in self._said:
                 self._stale.add(name)
-                self._fail(name.partition("@")[2], _stale("its base_url, api_key_env or in_flight"))
+                if owner not in self._broken:
+                    self._fail(owner, _stale("its base_url, api_key_env or in_flight"))
 
     def _take(self, layer: Layer, path: Path) -> None:
         what, text = f"{FILE} ({layer})", ""

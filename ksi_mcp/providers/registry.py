@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ksi_mcp.providers.claude_cli import Door
     from ksi_mcp.providers.naming import Names
     from ksi_mcp.providers.plugins import Plugins
-    from ksi_mcp.providers.profiles import Profile, Profiles
+    from ksi_mcp.providers.profile_records import Profile
+    from ksi_mcp.providers.profiles import Profiles
 
 logger = logging.getLogger(__name__)
 
