@@ -303,6 +303,31 @@ class StdioServer:
         raise SystemExit(f"the server ended without an answer:\n{self._log.read()[-3000:].decode(errors='replace')}")
 
 
+@contextlib.contextmanager
+def api_sim(home: Path, script: str) -> Iterator[str]:
+    """`ksi-mcp api-sim` in a process of its own, answering from a script (YAML); its URL."""
+    file = home / "api-sim.yaml"
+    file.write_text(script, "utf-8")
+    command = [sys.executable, "-m", "ksi_mcp", "api-sim", "--script", str(file)]
+    with (home / "api-sim.log").open("w+") as log:
+        process = subprocess.Popen(command, env=environment(home), cwd=home, stdout=subprocess.PIPE, stderr=log)
+        assert process.stdout
+        try:
+            url = process.stdout.readline().decode().strip()
+            if not url:
+                log.seek(0)
+                raise SystemExit(f"the simulator did not start:\n{log.read()[-3000:]}")
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
 # ------------------------------------------------------------------------------------------- setting
 
 

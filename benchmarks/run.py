@@ -28,6 +28,8 @@ NAMES = (
     "route_durable",
     "add_rule",
     "index",
+    "provider_overhead",
+    "cli_parallel",
 )
 
 

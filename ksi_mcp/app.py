@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from ksi_mcp.agents.model import Agent
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import limits_of
@@ -29,6 +30,7 @@ from ksi_mcp.completions.prefetcher import Prefetcher
 from ksi_mcp.completions.preparing import Preparing
 from ksi_mcp.completions.semantic import SemanticCache
 from ksi_mcp.completions.slots import Slots
+from ksi_mcp.completions.toolcalls import ToolRunner
 from ksi_mcp.completions.turns import TurnRunner
 from ksi_mcp.completions.units import TurnUnits
 from ksi_mcp.completions.worker import Worker
@@ -49,6 +51,7 @@ from ksi_mcp.launching import WorkerLauncher
 from ksi_mcp.orchestrations.conductor import Conductor
 from ksi_mcp.orchestrations.monitor import Monitor
 from ksi_mcp.orchestrations.supervision import Supervisor
+from ksi_mcp.providers.door import Door, LazyDoor
 from ksi_mcp.providers.mcp_tools import McpTools
 from ksi_mcp.providers.registry import ProviderRegistry, settings_of
 from ksi_mcp.pumps import LONGEST_NAP_S, Pumps, nap, new_bell
@@ -56,7 +59,7 @@ from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.routing.router import Router
 from ksi_mcp.services import Services
 from ksi_mcp.tools.agent_tools import AgentTools, Outside
-from ksi_mcp.tools.catalog import ALL_TOOLS
+from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
 from ksi_mcp.tools.toolbox import Toolbox
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,8 @@ class AppOptions:
     worker: str = "none"
     project: Path | None = None
     environ: Mapping[str, str] | None = None
+    agent_door: Callable[[ToolRunner, Callable[[str], Awaitable[Agent]]], Door] | None = None
+    """Makes the door through which agents that run as processes use our tools; without it they have none."""
 
 
 class App:
@@ -142,7 +147,9 @@ class App:
         commands = frozenset(command for tool in ALL_TOOLS for command in (tool.command, *tool.commands))
         router = Router(journal, roster, is_command=commands.__contains__, hear=roster.hear, damping=config.damping)
         library = Library(journal, builtin=builtin_root(), user=self.home.compositions, project=self._options.project)
-        registry = ProviderRegistry(settings_of(config, self.home.root, self._options.project), clock, environ)
+        self._door = None if self._options.agent_door is None else LazyDoor(self._build_door)
+        settings = settings_of(config, self.home.root, self._options.project)
+        registry = ProviderRegistry(settings, clock, environ, door=self._door)
         self._outside = McpTools(config.mcp_servers, clock=clock, lookup=registry.credentials.get, home=self.home.root)
         self.services = Services(
             clock=clock,
@@ -162,10 +169,11 @@ class App:
         )
         self.services.supervisor.listen()
         self.services.conductor.listen()
-        self.toolbox = Toolbox(self.services, ALL_TOOLS)
+        shown = None if config.agents.tools == "full" else DEFAULT_TOOLS
+        self.toolbox = Toolbox(self.services, ALL_TOOLS, shown=shown)
         semantic = SemanticCache(journal, config.semantic_cache)
         units = TurnUnits(journal, queues, roster, ledger, Breakers(journal), semantic=semantic)
-        slots, latencies = Slots(Limits(clock, ceiling=registry.in_flight), clock), Latencies()
+        slots, latencies = Slots(Limits(clock, ceiling=registry.in_flight, near=registry.near), clock), Latencies()
         self.agent_tools = AgentTools(self.toolbox, Outside(self._outside, journal, queues))
         preparing = Preparing(config, self.agent_tools, self.services.prices)
         worker_id, beat_s = WorkerId(new_id("w")), config.worker.beat_s
@@ -215,6 +223,15 @@ class App:
         self._doorbell = Doorbell(self.home.root)
         db.on_commit(lambda _notes: self._doorbell.ring())
 
+    def _build_door(self) -> Door:
+        services, build = self.services, self._options.agent_door
+        assert build is not None  # noqa: S101  there would be no door to build
+
+        async def load(agent_id: str) -> Agent:
+            return await services.journal.read(lambda tx: services.roster.get(tx, agent_id))
+
+        return build(self.agent_tools, load)
+
     async def _begin(self) -> None:
         services = self.services
         limits = limits_of(usd=self.config.budget.usd, tokens=self.config.budget.tokens, turns=self.config.budget.turns)
@@ -230,6 +247,7 @@ class App:
         self._spawn(self._poll(), "ksi-poll")
         self._spawn(WalKeeper(self.home.database).run(), "ksi-wal")
         if self._options.worker == "inside":
+            await asyncio.to_thread(services.registry.end_lost)
             await self._heartbeat.begin()
             taken = await self.worker.take_over()
             if taken:
@@ -258,6 +276,8 @@ class App:
         if hasattr(self, "services"):
             await self._outside.aclose()
             await self.services.registry.aclose()
+            if self._door is not None:
+                await self._door.aclose()
             await self.services.journal.close()
             self._doorbell.close()
         await self._db.close()

@@ -1,11 +1,12 @@
 """Where everything lives, and what the operator has decided.
 
-One data folder: `--home` or `KSI_HOME`, else `.ksi/` in the working directory if it is there, else the
+One data folder: `--home` or `KSI_HOME`, else `.ksi/` in the working directory if `ksi-mcp init` made it, else the
 user's data folder. In it: `ksi.db`, `config.yaml`, the user's `compositions/`, `token`, `logs/`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ksi_mcp.provider_config import (
     SemanticConfig,
 )
 from ksi_mcp.provider_config import Section as _Strict
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 
@@ -58,6 +61,9 @@ class AgentConfig(_Strict):
     )  # fmt: skip
     grantable_level: Literal["none", "self", "children", "orchestration", "global"] = Field(
         default="orchestration", description="whose routes a composition may let an agent change, at most"
+    )
+    tools: Literal["default", "full"] = Field(
+        default="default", description="which tools agents are told of in every round; all can be used, see `help`"
     )
     max_tokens: int = Field(default=4096, ge=1, le=128_000)
     max_tool_rounds: int = Field(default=8, ge=1, le=100)
@@ -233,6 +239,43 @@ class Home:
         return self.root / "token"
 
 
+LOCAL = ".ksi"
+"""A data folder of its own, in the working directory."""
+
+
+def user_home() -> Path:
+    """The data folder of whoever names none."""
+    return Path(platformdirs.user_data_dir("ksi_mcp", appauthor=False))
+
+
+def is_trusted(root: Path) -> bool:
+    """Whether `ksi-mcp init` was told on this machine, by this user, that the folder is a data folder.
+
+    What lies in a folder cannot vouch for it: it may have come with somebody's repository.
+    """
+    try:
+        known = (user_home() / "homes").read_text("utf-8").splitlines()
+    except OSError:
+        return False
+    return root.is_dir() and str(root.resolve()) in known
+
+
+def trust(root: Path) -> None:
+    """Remember a folder as one that may be found in the working directory.
+
+    Raises:
+        Invalid: the user's own data folder cannot be written.
+    """
+    if is_trusted(root):
+        return
+    try:
+        user_home().mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (user_home() / "homes").open("a", encoding="utf-8") as known:
+            known.write(f"{root.resolve()}\n")
+    except OSError as failure:
+        raise Invalid(f"the user's data folder cannot be written: {failure.strerror}") from None
+
+
 def find_home(given: str | None, environ: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Home:
     """The data folder to use; it is made if it is not there.
 
@@ -242,10 +285,17 @@ def find_home(given: str | None, environ: Mapping[str, str] = os.environ, cwd: P
     here = cwd or Path.cwd()
     if given or environ.get("KSI_HOME"):
         root = Path(given or environ["KSI_HOME"]).expanduser()
-    elif (here / ".ksi").is_dir():
-        root = here / ".ksi"
+    elif is_trusted(here / LOCAL):
+        root = here / LOCAL
     else:
-        root = Path(platformdirs.user_data_dir("ksi_mcp", appauthor=False))
+        root = user_home()
+        if (here / LOCAL).is_dir():
+            logger.warning(
+                "%s here is not used: whoever made this folder could run programs and send keys with it. "
+                "If it is yours: ksi-mcp init --home %s",
+                LOCAL,
+                LOCAL,
+            )
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not os.access(root, os.W_OK | os.X_OK):

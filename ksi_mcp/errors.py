@@ -85,6 +85,7 @@ class ProviderError(KsiError):
 
     `billed` says what is known of the cost: `no` (the provider refused before working), or
     `unknown` (the call may have left and may be charged: it settles at its full reserve).
+    `cost_usd_micros`, if the provider has said it, is what it did cost; then that is booked.
     `partial_text` is what had streamed in before the failure.
     """
 
@@ -98,6 +99,7 @@ class ProviderError(KsiError):
         billed: Literal["no", "unknown"],
         retry_after_s: float | None = None,
         partial_text: str = "",
+        cost_usd_micros: int | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
@@ -105,6 +107,7 @@ class ProviderError(KsiError):
         self.billed: Literal["no", "unknown"] = billed
         self.retry_after_s = retry_after_s
         self.partial_text = partial_text
+        self.cost_usd_micros = cost_usd_micros
 
     @property
     def retryable(self) -> bool:

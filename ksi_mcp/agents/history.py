@@ -118,6 +118,8 @@ def round_of(number: int, stored: str, results: dict[int, StoredResult]) -> Roun
     answer: dict[str, Any] = json.loads(stored)
     uses = tuple(ToolUse(id=use["id"], name=use["name"], input=use["input"]) for use in answer["tool_uses"])
     thinking = tuple(Thinking(**thought) for thought in answer.get("thinking", ()))
+    # A process that calls tools by itself leaves results without calls: its answer has said all there is to say.
+    results = {index: result for index, result in results.items() if index < len(uses)}
     return Round(
         number=number,
         text=answer["text"],

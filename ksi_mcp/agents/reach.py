@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 from ksi_mcp.agents.model import Agent, agent_of
+from ksi_mcp.agents.servers import Servers, check_servers_within
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid, NotFound, Refused
 from ksi_mcp.events.patterns import shorten
@@ -45,6 +46,18 @@ def grants(tx: Tx, ctx: Context) -> Grants:
         orchestration_id=row["orchestration_id"],
         routing_level=row["routing_level"] if "routing_control" in capabilities else "none",
     )
+
+
+def check_servers(tx: Tx, ctx: Context, wanted: Servers | None) -> None:
+    """Other MCP servers are handed on by those who have them only; the operator has all that the configuration permits.
+
+    Raises:
+        Refused: the actor is an agent that has not got them.
+    """
+    if ctx.actor.kind == "agent" and wanted:
+        row = tx.one("agents.one", {"agent_id": ctx.actor.agent_id})
+        held = None if row is None else agent_of(row).settings.mcp_servers
+        check_servers_within(wanted, held, holder=str(ctx.actor))
 
 
 def require(tx: Tx, ctx: Context, capability: str, *, action: str) -> None:

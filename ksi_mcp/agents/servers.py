@@ -33,18 +33,22 @@ def permitted(wished: Mapping[str, Any] | None, servers: Mapping[str, McpServerC
                 hint=f"{there_are}; the operator adds one under mcp_servers, and restarts the worker",
             )
         said = wish or {}
-        same = (
-            (said["command"], tuple(said.get("args") or ())) == (config.command, config.args)
-            if said.get("command")
-            else said.get("url") in (None, config.url)
-        )
-        if not same:
+        if not _is_same(said, config):
             raise Refused(
                 f"MCP server {name!r} of config.yaml is another one than the composition describes",
                 hint=f"write `mcp_servers: [{name}]`, or give the operator's command and args, or url",
             )
         granted[name] = None if said.get("tools") is None else list(said["tools"])
     return granted
+
+
+def _is_same(said: Mapping[str, Any], config: McpServerConfig) -> bool:
+    """Whether what a composition says of a server, if anything, is what the operator says."""
+    if said.get("url") not in (None, config.url):
+        return False
+    if said.get("command"):
+        return (said["command"], tuple(said.get("args") or ())) == (config.command, config.args)
+    return said.get("args") is None or tuple(said["args"]) == config.args
 
 
 def check_servers_within(wanted: Servers | None, held: Servers | None, *, holder: str) -> None:

@@ -13,7 +13,14 @@ import typer
 from ksi_mcp.cli.options import HomeOption, JsonOption
 from ksi_mcp.config import find_home
 from ksi_mcp.errors import Invalid
-from ksi_mcp.providers.credentials import FILE, MAX_VALUE_CHARS, SERVICE, Credentials, check_credential_name
+from ksi_mcp.providers.credentials import (
+    FILE,
+    MAX_VALUE_CHARS,
+    SERVICE,
+    Credentials,
+    check_credential_name,
+    check_keepable,
+)
 
 PLACES = {
     "environment": "the environment",
@@ -63,6 +70,7 @@ def command(
         )
     check_credential_name(name)
     if action is Action.set:
+        check_keepable(name)  # before anything is asked for
         source, said = credentials.set(name, _value(name)), "is kept in"
     else:
         source, said = credentials.remove(name), "was removed from"

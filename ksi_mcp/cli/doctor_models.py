@@ -13,7 +13,7 @@ from ksi_mcp.providers.choosing import LOCAL, models_of
 from ksi_mcp.providers.claude_command import ask_status
 from ksi_mcp.providers.credentials import FILE_KEY, MIN_FILE_KEY_CHARS
 from ksi_mcp.providers.processes import Processes
-from ksi_mcp.providers.profiles import Link, Profile
+from ksi_mcp.providers.profile_records import Link, Profile
 from ksi_mcp.providers.registry import ProviderRegistry
 
 STATUS_S = 5.0

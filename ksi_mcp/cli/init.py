@@ -9,7 +9,7 @@ import typer
 
 from ksi_mcp.cli.options import HomeOption
 from ksi_mcp.clock import SystemClock
-from ksi_mcp.config import Home, find_home, load_config
+from ksi_mcp.config import LOCAL, Home, find_home, load_config, trust
 from ksi_mcp.errors import Invalid, KsiError
 from ksi_mcp.providers.registry import ProviderRegistry, settings_of
 
@@ -34,6 +34,8 @@ CONFIG_TEMPLATE = """\
 def command(home: HomeOption = None) -> None:
     """Make a data folder: a commented config.yaml and a place for your own compositions. Nothing is overwritten."""
     place = find_home(home)
+    if place.root.name == LOCAL:  # from now on it is found by whoever works beside it
+        trust(place.root)
     try:
         place.compositions.mkdir(exist_ok=True)
         with place.config.open("x", encoding="utf-8") as file:

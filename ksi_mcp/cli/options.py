@@ -12,7 +12,7 @@ HomeOption = Annotated[
     typer.Option(
         "--home",
         metavar="DIR",
-        help="Data folder. Default: KSI_HOME, else .ksi here if it exists, else your user data folder.",
+        help="Data folder. Default: KSI_HOME, else .ksi here if `init` made it, else your user data folder.",
     ),
 ]
 ProjectOption = Annotated[

@@ -7,11 +7,23 @@ import contextlib
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from ksi_mcp.agents.model import Agent
+    from ksi_mcp.completions.toolcalls import ToolRunner
+    from ksi_mcp.providers.door import Door
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+def open_door(tools: ToolRunner, load: Callable[[str], Awaitable[Agent]]) -> Door:
+    """The door through which agents that run as processes use our tools. Called once one of them needs it."""
+    from ksi_mcp.transports.agent_door import AgentDoor
+
+    return AgentDoor(tools, load)
 
 
 def run_until_told(work: Coroutine[Any, Any, T], *, drain: Callable[[], Awaitable[None]] | None = None) -> T | None:

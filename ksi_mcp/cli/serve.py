@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ksi_mcp.cli.options import HomeOption, ProjectOption, SafeModeOption
-from ksi_mcp.cli.running import run_until_told
+from ksi_mcp.cli.running import open_door, run_until_told
 from ksi_mcp.errors import Invalid
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def command(
     place = find_home(home)
     config = load_config(place).with_safe_mode(asked=safe_mode)
     configure_logging(config.log_level)
-    app = App(place, AppOptions(worker=worker.value, project=project), config=config)
+    app = App(place, AppOptions(worker=worker.value, project=project, agent_door=open_door), config=config)
     serving = _stdio(tools) if transport is Transport.STDIO else _http(transport, host, port, tools, auth=not no_auth)
 
     async def serve() -> None:

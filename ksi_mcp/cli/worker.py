@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ksi_mcp.cli.options import HomeOption, ProjectOption, SafeModeOption
-from ksi_mcp.cli.running import run_until_told
+from ksi_mcp.cli.running import open_door, run_until_told
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def command(
     if not launched:
         config = config.with_safe_mode(asked=safe_mode)
     configure_logging(config.log_level)
-    app = App(place, AppOptions(worker="inside", project=project), config=config)
+    app = App(place, AppOptions(worker="inside", project=project, agent_door=open_door), config=config)
 
     async def work() -> None:
         try:

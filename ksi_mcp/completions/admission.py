@@ -97,7 +97,8 @@ class Admission:
             account.limits.usd_micros is not None for account in self._ledger.path(tx, agent.agent_id)
         ):
             self._breakers.forget_probe(tx, turn.turn_id)
-            self._fail(tx, item, error_class="budget", error=wanted.unpriced)
+            if not self.next_model(tx, item, error=wanted.unpriced):
+                self._fail(tx, item, error_class="budget", error=wanted.unpriced)
             return None
         held = self._set_aside(tx, item, wanted)
         if held is None:
@@ -115,6 +116,7 @@ class Admission:
         )
         if wanted.batch:
             store.batch_waits(tx, call_id)
+            self._breakers.forget_probe(tx, turn.turn_id)  # its answer may take a day
             self._queues.park(tx, turn, on="batch")
             facts = {"turn": turn.turn_id, "agent": agent.agent_id, "agent_name": agent.name}
             self._journal.record(tx, "completion:batched", facts, context_of(turn, as_system=True), routable=False)
@@ -129,7 +131,7 @@ class Admission:
             item.agent.agent_id,
             turn_id=turn.turn_id,
             wanted=wanted.worst,
-            new_turn=wanted.number == 1 and (turn.attempt == 1 or store.first_call(tx, turn.turn_id)),
+            new_turn=(wanted.number == 1 and turn.attempt == 1) or store.first_call(tx, turn.turn_id),
             sent=True,
             ctx=context_of(turn, as_system=True),
         )
@@ -150,10 +152,11 @@ class Admission:
         ctx = context_of(turn, as_system=True)
         self._queues.unblock(tx, self._ledger.settle(tx, held.hold_id, free.worst, ctx).path)
         facts = {"turn": turn.turn_id, "agent": agent.agent_id, "agent_name": agent.name, "reason": "external"}
+        asked = "\n\n".join((*item.now.before, turn.prompt, *item.now.after))
         question = {
             "kind": "external",
-            "text": turn.prompt[:MAX_QUESTION_CHARS],
-            "system": agent.system[:MAX_QUESTION_CHARS],
+            "text": asked[:MAX_QUESTION_CHARS],
+            "system": "\n\n".join((agent.system, *item.now.system))[:MAX_QUESTION_CHARS],
             "earlier_turns": len(item.earlier),
         }
         self._queues.park(tx, turn, on="answer", question=question)

@@ -19,18 +19,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
+from ksi_mcp.budgets.model import Amount
+from ksi_mcp.completions.chain import Choice
 from ksi_mcp.completions.expecting import unexpected
 from ksi_mcp.completions.model import Ended, Loaded, Sent
 from ksi_mcp.completions.preparing import Preparing
 from ksi_mcp.completions.turns import GetProvider
 from ksi_mcp.completions.units import TurnUnits
-from ksi_mcp.db import Tx
-from ksi_mcp.errors import KsiError, ProviderError
+from ksi_mcp.db import Row, Tx
+from ksi_mcp.errors import KsiError, ProviderError, StoreError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.ids import WorkerId, new_id
 from ksi_mcp.permissions import SYSTEM, fresh_context
 from ksi_mcp.providers.base import Answer, BatchProvider, Request
-from ksi_mcp.queues.model import Turn
+from ksi_mcp.queues.model import Turn, changed
 from ksi_mcp.queues.retry import Again, GiveUp, decide
 from ksi_mcp.queues.session_queues import SessionQueues
 
@@ -43,6 +45,8 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 _CHUNK: Final = 50
 """Results that are taken in by one transaction."""
 LEAVING: Final = "leaving:"
+LEAVE_S: Final = 5.0
+"""A worker that ends waits so long for the id of a batch that has left."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,16 @@ class _Waiting:
     item: Loaded
     provider: str
     request_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """What a batch says of one of its calls; `worst` is what was set aside for it."""
+
+    sent: Sent
+    item: Loaded
+    worst: Amount
+    said: Answer | ProviderError
 
 
 class Batching:
@@ -86,11 +100,14 @@ class Batching:
 
     async def run(self) -> None:
         """Send and ask until cancelled."""
-        await self._journal.commit(self._settle_lost)
+        settled = False
         while True:
             self._bell.clear()
             await asyncio.sleep(GATHER_S)
             try:
+                if not settled:
+                    await self._journal.commit(self._settle_lost)
+                    settled = True
                 if await self._journal.read(lambda tx: tx.one("completions.batch_abandoned") is not None):
                     await self._journal.commit(self._release_abandoned)
                 await self._send_all()
@@ -145,18 +162,36 @@ class Batching:
         return taken, requests, []
 
     async def _send(self, provider: str, waiting: list[_Waiting], requests: list[Request]) -> None:
+        try:
+            batches = cast("BatchProvider", await self._get_provider(provider))
+            await batches.ready()
+        except KsiError as error:
+            await self._fail(waiting, ProviderError(error.text(), kind="auth", billed="no"))
+            return
+        leaving = asyncio.create_task(self._leave(provider, batches, waiting, requests), name="ksi-batch-leaves")
+        try:
+            await asyncio.shield(leaving)
+        except asyncio.CancelledError:  # an id that is on its way is worth a moment: else all of it would be paid twice
+            await asyncio.wait({leaving}, timeout=LEAVE_S)
+            leaving.cancel()
+            raise
+
+    async def _leave(
+        self, provider: str, batches: BatchProvider, waiting: list[_Waiting], requests: list[Request]
+    ) -> None:
         marker = LEAVING + new_id("b")
         calls = {"marker": marker, "call_ids": json.dumps([each.call_id for each in waiting])}
         await self._journal.commit(lambda tx: tx.run("completions.batch_leaving", calls))
         try:
-            batches = cast("BatchProvider", await self._get_provider(provider))
             named = [(f"call_{each.call_id}", request) for each, request in zip(waiting, requests, strict=True)]
             batch_id = await batches.submit_batch(named)
         except ProviderError as error:
             await self._fail(waiting, error)
             return
-        except KsiError as error:
-            await self._fail(waiting, ProviderError(error.text(), kind="auth", billed="no"))
+        except Exception:
+            logger.exception("a batch met an error that nobody expected")
+            unknown = ProviderError("internal error; the log has it", kind="transport", billed="unknown")
+            await self._fail(waiting, unknown)
             return
 
         def know(tx: Tx) -> None:
@@ -166,7 +201,14 @@ class Batching:
             facts = {"batch": batch_id, "provider": provider, "requests": len(waiting)}
             self._journal.record(tx, "completion:batch_sent", facts, fresh_context(SYSTEM), routable=False)
 
-        await asyncio.shield(self._journal.commit(know))
+        while True:
+            try:
+                await self._journal.commit(know)
+            except StoreError:  # nobody else knows this id
+                logger.exception("batch %s could not be stored; trying again", batch_id)
+                await asyncio.sleep(GATHER_S)
+            else:
+                return
 
     async def _fail(self, waiting: Sequence[_Waiting], error: ProviderError, *, at_once: bool = False) -> None:
         for start in range(0, len(waiting), _CHUNK):
@@ -174,9 +216,10 @@ class Batching:
 
             def work(tx: Tx, chunk: Sequence[_Waiting] = chunk) -> None:
                 for each in chunk:
-                    item = self._resumed(tx, each.item)
+                    told = not at_once and each is waiting[0]  # one request has failed, not one for each turn
+                    item = self._resumed(tx, each.item, each.call_id)
                     verdict = Again(delay_s=0, counts=False) if at_once else self._verdict(item.turn, error, tx.now_ms)
-                    self._units.fail(tx, item, each.sent, error, verdict)
+                    self._units.fail(tx, item, each.sent, error, verdict, told=told)
 
             await self._journal.commit(work)
 
@@ -189,10 +232,15 @@ class Batching:
             waited_s=(now_ms - (turn.started_at_ms or now_ms)) / 1000,
         )
 
-    def _resumed(self, tx: Tx, item: Loaded) -> Loaded:
-        """The turn as this worker's, if it still waits for its batch; else as somebody else's, to be settled only."""
-        turn = self._queues.resume_batched(tx, item.turn.turn_id, self._worker_id)
-        return replace(item, turn=turn or self._queues.get(tx, item.turn.turn_id))
+    def _as_sent(self, tx: Tx, row: Row) -> Loaded:
+        """The turn with the model that its call went to, whatever its agent has become since."""
+        item = self._units.load_again(tx, self._queues.get(tx, row["turn_id"]))
+        return replace(item, choice=Choice(link=item.turn.link, provider=row["provider"], model=row["model"]))
+
+    def _resumed(self, tx: Tx, item: Loaded, call_id: int) -> Loaded:
+        """The turn as this worker's, if it still waits for that call; else as somebody else's, to be settled only."""
+        turn = self._queues.resume_batched(tx, item.turn.turn_id, self._worker_id, call_id)
+        return replace(item, turn=turn or changed(self._queues.get(tx, item.turn.turn_id), owner=None))
 
     # ------------------------------------------------------------------------------------- asking
 
@@ -201,24 +249,31 @@ class Batching:
         before_ms = now_ms - int(self._poll_s * 1000)
         due = await self._journal.read(lambda tx: tx.all("completions.batch_due", {"before_ms": before_ms}))
         for row in due:
-            batch_id, state = row["batch_id"], row["state"]
             try:
-                provider = cast("BatchProvider", await self._get_provider(row["provider"]))
-                if not row["wanted"] and state == "open":
-                    await provider.cancel_batch(batch_id)
-                    state = "cancelling"
-                results = await provider.batch_results(batch_id)
-            except KsiError as error:
-                if isinstance(error, ProviderError) and error.kind == "request":  # there is no such batch (any more)
-                    results = {}
-                else:
-                    logger.warning("batch %s could not be asked after: %s", batch_id, error.message)
-                    results = None
-            if results is None:
-                await self._asked(batch_id, state)
-                continue
-            await self._take_in(batch_id, results)
-            await self._asked(batch_id, "ended")
+                await self._ask(row)
+            except Exception:  # the other batches are none the worse for it
+                logger.exception("batch %s could not be looked after; trying again", row["batch_id"])
+                await self._asked(row["batch_id"], row["state"])
+
+    async def _ask(self, row: Row) -> None:
+        batch_id, state = row["batch_id"], row["state"]
+        try:
+            provider = cast("BatchProvider", await self._get_provider(row["provider"]))
+            if not row["wanted"] and state == "open":
+                await provider.cancel_batch(batch_id)
+                state = "cancelling"
+            results = await provider.batch_results(batch_id)
+        except KsiError as error:
+            if isinstance(error, ProviderError) and error.kind == "request":  # there is no such batch (any more)
+                results = {}
+            else:
+                logger.warning("batch %s could not be asked after: %s", batch_id, error.message)
+                results = None
+        if results is None:
+            await self._asked(batch_id, state)
+            return
+        await self._take_in(batch_id, results)
+        await self._asked(batch_id, "ended")
 
     async def _asked(self, batch_id: str, state: str) -> None:
         def work(tx: Tx) -> None:
@@ -227,36 +282,35 @@ class Batching:
         await self._journal.commit(work)
 
     async def _take_in(self, batch_id: str, results: dict[str, Answer | ProviderError]) -> None:
-        def calls(tx: Tx) -> list[tuple[int, Sent, Loaded]]:
+        def calls(tx: Tx) -> list[_Result]:
             return [
-                (
-                    row["call_id"],
-                    Sent(call_id=row["call_id"], hold_id=row["hold_id"], number=row["round"]),
-                    self._units.load_again(tx, self._queues.get(tx, row["turn_id"])),
+                _Result(
+                    sent=Sent(call_id=row["call_id"], hold_id=row["hold_id"], number=row["round"]),
+                    item=self._as_sent(tx, row),
+                    worst=Amount(usd_micros=row["reserved_usd_micros"], tokens=row["reserved_tokens"]),
+                    said=results.get(f"call_{row['call_id']}") or _missing(),
                 )
                 for row in tx.all("completions.batch_calls", {"batch_id": batch_id})
             ]
 
         found = await self._journal.read(calls)
         for start in range(0, len(found), _CHUNK):
-            chunk = [
-                (sent, item, results.get(f"call_{call_id}") or _missing())
-                for call_id, sent, item in found[start : start + _CHUNK]
-            ]
+            chunk = found[start : start + _CHUNK]
             wrongs = await asyncio.to_thread(_unexpected, chunk)
 
             def work(tx: Tx, chunk: list[_Result] = chunk, wrongs: list[str | None] = wrongs) -> None:
-                for (sent, item, result), wrong in zip(chunk, wrongs, strict=True):
-                    self._take(tx, sent, self._resumed(tx, item), result, wrong)
+                for result, wrong in zip(chunk, wrongs, strict=True):
+                    self._take(tx, result, self._resumed(tx, result.item, result.sent.call_id), wrong)
 
             await self._journal.commit(work)
 
-    def _take(self, tx: Tx, sent: Sent, item: Loaded, result: Answer | ProviderError, wrong: str | None) -> None:
-        if isinstance(result, ProviderError):
-            self._units.fail(tx, item, sent, result, self._verdict(item.turn, result, tx.now_ms))
+    def _take(self, tx: Tx, result: _Result, item: Loaded, wrong: str | None) -> None:
+        if isinstance(result.said, ProviderError):
+            verdict = self._verdict(item.turn, result.said, tx.now_ms)
+            self._units.fail(tx, item, result.sent, result.said, verdict, told=False)  # it speaks of a day ago
             return
-        cost = self._preparing.cost(item, result, batch=True)
-        follows = self._units.answer(tx, item, sent, result, cost, wrong=wrong)
+        cost = self._preparing.cost(item, result.said, worst=result.worst, batch=True)
+        follows = self._units.answer(tx, item, result.sent, result.said, cost, wrong=wrong)
         if follows is not None and not isinstance(follows, Ended):
             self._units.step_back(tx, item)  # its next round is an ordinary one
 
@@ -270,12 +324,9 @@ class Batching:
     def _settle_lost(self, tx: Tx) -> None:
         error = ProviderError("the worker was lost while its batch left", kind="transport", billed="unknown")
         for row in tx.all("completions.batch_lost"):
-            item = self._resumed(tx, self._units.load_again(tx, self._queues.get(tx, row["turn_id"])))
+            item = self._resumed(tx, self._as_sent(tx, row), row["call_id"])
             sent = Sent(call_id=row["call_id"], hold_id=row["hold_id"], number=1)
-            self._units.fail(tx, item, sent, error, self._verdict(item.turn, error, tx.now_ms))
-
-
-_Result = tuple[Sent, Loaded, Answer | ProviderError]
+            self._units.fail(tx, item, sent, error, self._verdict(item.turn, error, tx.now_ms), told=False)
 
 
 def _missing() -> ProviderError:
@@ -285,6 +336,6 @@ def _missing() -> ProviderError:
 def _unexpected(chunk: Sequence[_Result]) -> list[str | None]:
     """A schema from outside may take long to compare with: not in a transaction."""
     return [
-        unexpected(item, result.stop_reason, result.text) if isinstance(result, Answer) else None
-        for _, item, result in chunk
+        unexpected(each.item, each.said.stop_reason, each.said.text) if isinstance(each.said, Answer) else None
+        for each in chunk
     ]

@@ -56,10 +56,15 @@ _QUOTES: Final = str.maketrans(
 _QUOTED: Final = re.compile(r"\"([^\"\n]+)\"|`([^`\n]+)`|(?<!\w)'([^'\n]+)'(?!\w)")
 # A number with its sign, unless the hyphen joins; a word with what holds it together; an operator; any other sign.
 _TOKEN: Final = re.compile(
-    r"(?<![\w.])[-+]?\d+(?:[.,:/]\d+)*|\w+(?:[.'-]\w+)*|[!<>=]=+|&&|\|\||(?<=\d)!|[^\w\s.,;:!?'\"`\u2026\u2013\u2014]"
+    r"(?<![\w.])[-+]?(?:\d+(?:[.,:/]\d+)*|\.\d+)|\w+(?:[.'-]\w+)*|[!<>=]=+|&&|\|\||(?<=\d)!|!(?=\w)"
+    r"|(?<=\w)[\"'](?!\w)|[^\w\s.,;:!?'\"`\u2026\u2013\u2014]"
 )
 _THOUSANDS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_NUMBER: Final = re.compile(r"[-+]?\d")
+_NUMBER: Final = re.compile(r"[-+]?\.?\d")
+_RAISED: Final = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")
+_MINUS: Final = re.compile(r"[\u2013\u2212](?=\s?[\w.])")
+_COMPARED: Final = 40
+"""Words on each side that are looked through for opposites; the reason is only a name."""
 _COURTESY: Final = re.compile(
     r"^(?:(?:hi|hello|hey|good morning)[\s,!.]+)?"
     r"(?:(?:please|kindly),?\s+)?"
@@ -104,7 +109,8 @@ _SAME: Final = {
 
 
 def _flat(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).translate(_QUOTES).split())
+    text = _RAISED.sub(lambda found: f" ^{found[0]}", text)
+    return " ".join(_MINUS.sub("-", unicodedata.normalize("NFKC", text)).translate(_QUOTES).split())
 
 
 def _quoted(text: str) -> list[str]:
@@ -198,7 +204,7 @@ def _kind(left: list[str], right: list[str], both: str) -> Kind:
         return "negation"
     if words & _UNITS:
         return "unit"
-    if any(frozenset((a, b)) in _OPPOSITES or _turned(a, b) for a in left for b in right):
+    if any(frozenset((a, b)) in _OPPOSITES or _turned(a, b) for a in left[:_COMPARED] for b in right[:_COMPARED]):
         return "opposite"
     if words & _TIMES:
         return "time"

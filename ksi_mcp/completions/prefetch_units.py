@@ -36,6 +36,8 @@ class Begun:
     item: Loaded
     request: Request
     hold_id: str
+    worst: Amount
+    """What was set aside."""
     seconds_left: float | None
 
 
@@ -128,7 +130,14 @@ class PrefetchUnits:
             request_hash=prepared.wanted.request_hash,
             hold_id=held.hold_id,
         )
-        return Begun(row=row, item=item, request=prepared.request, hold_id=held.hold_id, seconds_left=held.seconds_left)
+        return Begun(
+            row=row,
+            item=item,
+            request=prepared.request,
+            hold_id=held.hold_id,
+            worst=prepared.wanted.worst,
+            seconds_left=held.seconds_left,
+        )
 
     def _circuit_is_open(self, tx: Tx, item: Loaded) -> bool:
         """Whether the model fails of late: then it is left alone, and nobody's probe is taken away."""

@@ -223,7 +223,7 @@ class Prefetcher:
             async with self._slots.call(name):
                 provider = await self._provider(name)
                 answer = await provider.complete(begun.request, deadline_s=limit_s)
-            cost, error = self._preparing.cost(begun.item, answer), _unusable(answer)
+            cost, error = self._preparing.cost(begun.item, answer, worst=begun.worst), _unusable(answer)
         except ProviderError as failure:
             cost, error = NOTHING if failure.billed == "no" else None, plain(failure.text())
         except asyncio.CancelledError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from ksi_mcp.budgets.model import Amount
 from ksi_mcp.budgets.prices import Prices, UnpricedModel
@@ -17,7 +18,13 @@ from ksi_mcp.config import Config
 from ksi_mcp.providers.base import Answer, Request, ToolSpec
 from ksi_mcp.providers.kinds import kind_of, traits_of
 
-_MICROS = 1_000_000
+logger = logging.getLogger(__name__)
+
+_MICROS: Final = 1_000_000
+_FAR: Final = 4
+_MORE: Final = 10_000
+_MOST_USD_MICROS: Final = 10**12
+"""A million dollars for one call is nothing that a provider says."""
 
 
 class Preparing:
@@ -78,17 +85,27 @@ class Preparing:
             batch=batch,
         )
 
-    def cost(self, item: Loaded, answer: Answer, *, batch: bool = False) -> Amount:
-        """What an answer cost: as its provider says, else by the price table; nothing if nobody knows a price."""
-        usd_micros = answer.cost_usd_micros
-        if usd_micros is None:
-            try:
-                usd_micros = self._prices.cost_usd_micros(
-                    item.choice.provider, item.choice.model, answer.usage, batch=batch
-                )
-            except UnpricedModel:
-                usd_micros = 0
-        return Amount(usd_micros=usd_micros, tokens=answer.usage.total_tokens)
+    def cost(self, item: Loaded, answer: Answer, *, worst: Amount, batch: bool = False) -> Amount:
+        """What an answer cost: as its provider says, else by the price table; nothing if nobody knows a price.
+
+        It is all that was set aside (`worst`) if nobody says what was used, or if what is said cannot be: `worst` is
+        counted in bytes, so a token count far above it is no count.
+        """
+        provider, usage = item.choice.provider, answer.usage
+        said, metered = answer.cost_usd_micros, traits_of(provider).metered
+        if metered and usage.total_tokens > _FAR * worst.tokens + _MORE:
+            logger.warning("%s says that it used %d tokens: the reserve is booked", provider, usage.total_tokens)
+            return worst
+        if said is not None:
+            believed = type(said) is int and 0 <= said <= _MOST_USD_MICROS
+            return Amount(usd_micros=said, tokens=usage.total_tokens) if believed else worst
+        if not metered or (usage.estimated and not usage.input_tokens):
+            return worst
+        try:
+            usd_micros = self._prices.cost_usd_micros(provider, item.choice.model, usage, batch=batch)
+        except UnpricedModel:
+            usd_micros = 0
+        return Amount(usd_micros=usd_micros, tokens=usage.total_tokens)
 
 
 def _output_schema(item: Loaded) -> Mapping[str, Any] | None:

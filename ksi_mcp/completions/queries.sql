@@ -1,6 +1,6 @@
 -- calls_of
 -- why: whether this is the first call of a turn, which is the one that counts the turn.
-SELECT COUNT(*) AS calls FROM provider_call WHERE turn_id = :turn_id
+SELECT COUNT(*) AS calls FROM provider_call WHERE turn_id = :turn_id AND reused_from IS NULL
 
 -- sent
 -- why: written before the call leaves: from here on it may have to be paid.
@@ -31,7 +31,8 @@ WHERE turn_id = :turn_id AND state = 'sent'
 -- why: under (turn, round, index), in the transaction of the effect; a tool that waited may say more later.
 INSERT INTO tool_call (turn_id, round, idx, tool, args, result, is_error, at_ms)
 VALUES (:turn_id, :round, :idx, :tool, :args, :result, :is_error, :now_ms)
-ON CONFLICT (turn_id, round, idx) DO UPDATE SET result = excluded.result, is_error = excluded.is_error
+ON CONFLICT (turn_id, round, idx) DO UPDATE SET tool = excluded.tool, args = excluded.args, result = excluded.result,
+                                                  is_error = excluded.is_error
 
 -- stored_result
 -- why: a tool call whose effect is in the store is never run again.
@@ -242,12 +243,17 @@ UPDATE provider_call SET batch_id = '' WHERE call_id = :call_id
 -- batch_unsent
 -- why: the calls that wait to be sent together, oldest first.
 SELECT c.call_id, c.hold_id, c.round, c.request_hash, c.provider, c.turn_id FROM provider_call c JOIN turn t USING (turn_id)
-WHERE c.batch_id = '' AND c.state = 'sent' AND t.state = 'parked' AND t.parked_on = 'batch' ORDER BY c.call_id LIMIT :limit
+WHERE c.batch_id = '' AND c.state = 'sent' AND t.state = 'parked' AND t.parked_on = 'batch' AND t.held = 0
+ORDER BY c.call_id LIMIT :limit
 
 -- batch_abandoned
 -- why: calls that were never sent and never will be: their turns were cancelled or moved.
 SELECT c.call_id, c.hold_id, c.turn_id FROM provider_call c JOIN turn t USING (turn_id)
 WHERE c.batch_id = '' AND c.state = 'sent' AND NOT (t.state = 'parked' AND t.parked_on = 'batch')
+
+-- batch_unsent_of
+-- why: what a turn that is claimed again had not sent costs nothing.
+SELECT call_id, hold_id FROM provider_call WHERE turn_id = :turn_id AND batch_id = '' AND state = 'sent'
 
 -- batch_leaving
 -- why: written before a batch leaves: from here on its calls may have to be paid.
@@ -265,7 +271,7 @@ VALUES (:batch_id, :provider, :requests, 'open', :now_ms)
 
 -- batch_lost
 -- why: batches that left with a worker that was lost before it knew their ids.
-SELECT c.call_id, c.hold_id, c.turn_id FROM provider_call c
+SELECT c.call_id, c.hold_id, c.turn_id, c.provider, c.model FROM provider_call c
 WHERE c.batch_id IS NOT NULL AND substr(c.batch_id, 1, 8) = 'leaving:' AND c.state = 'sent'
 
 -- batch_due
@@ -286,7 +292,8 @@ WHERE batch_id = :batch_id
 
 -- batch_calls
 -- why: the calls of a batch that were not taken in yet.
-SELECT call_id, hold_id, round, turn_id FROM provider_call WHERE batch_id = :batch_id AND state = 'sent' ORDER BY call_id
+SELECT call_id, hold_id, round, c.turn_id, provider, model, reserved_usd_micros, reserved_tokens
+FROM provider_call AS c JOIN hold USING (hold_id) WHERE batch_id = :batch_id AND c.state = 'sent' ORDER BY call_id
 
 -- semantic_stamp
 -- why: whether the points of a scope are still those in memory.

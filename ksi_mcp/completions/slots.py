@@ -13,7 +13,7 @@ from ksi_mcp.errors import ProviderError
 
 LONGEST_LOOK_S = 5.0
 """Whoever waits for room looks so often, whatever was heard."""
-_LATE_S = 0.001
+_LATE_S = 0.0001
 """A timer may fire a little early."""
 
 
@@ -43,12 +43,12 @@ class Slots:
         return self._limits.free(provider) - self._claimed[provider] - len(self._waiting.get(provider, ()))
 
     def opens_in_s(self, provider: str) -> float | None:
-        """When a provider without room has some though no call ended; None if it has room or only an end makes some.
+        """When a full provider has room though no call ended; None if it is not full or only an end makes room.
 
         Either it asked for patience, which is over then, or nothing was refused for so long that more may be tried.
         """
         at_s = self._limits.opens_at_s(provider)
-        if at_s is None and self._limits.free(provider) <= 0:
+        if at_s is None:
             at_s = self._limits.grows_at_s(provider)
         return None if at_s is None else max(at_s - self._clock.monotonic_s(), 0.0)
 

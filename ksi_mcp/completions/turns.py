@@ -187,7 +187,7 @@ class TurnRunner:
                 await asyncio.shield(self._journal.commit(lambda tx: self._units.stop(tx, item, sent)))
             raise
         self._latencies.observe(choice.model, turn.op_class, self._journal.clock.monotonic_s() - began_s)
-        cost = self._preparing.cost(item, answer)
+        cost = self._preparing.cost(item, answer, worst=prepared.wanted.worst)
         follows = await self._journal.commit(
             lambda tx: self._units.answer(tx, item, sent, answer, cost, wrong=wrong, looked=looked)
         )

@@ -135,6 +135,8 @@ class TurnUnits:
 
     def _close_lost(self, tx: Tx, turn: Turn) -> None:
         self._breakers.forget_probe(tx, turn.turn_id)
+        for row in tx.all("completions.batch_unsent_of", {"turn_id": turn.turn_id}):
+            self.unsent(tx, turn, row["hold_id"], row["call_id"])
         settled = self._ledger.clear_turn(tx, turn.turn_id, context_of(turn, as_system=True))
         if settled.path:
             store.mark_uncertain(tx, turn.turn_id)
@@ -207,7 +209,7 @@ class TurnUnits:
     def put_back(self, tx: Tx, item: Loaded, sent: Sent) -> None:
         """The provider has no room any more for a call that was let out: it never left, and waits in the queue."""
         self._breakers.forget_probe(tx, item.turn.turn_id)
-        self._settle_failed(tx, item, sent, certain=True)
+        self._settle_failed(tx, item, sent, usd_micros=0)
         store.ended(
             tx, sent.call_id, state="failed", error_kind="rate", error="not sent: no room any more", cost_usd_micros=0
         )
@@ -233,13 +235,19 @@ class TurnUnits:
         self._close_lost(tx, item.turn)
         self._finish(tx, item, state="failed", error_class="infra", error="internal error; the server's log has it")
 
-    def fail(self, tx: Tx, item: Loaded, sent: Sent, error: ProviderError, verdict: Again | GiveUp) -> bool:
+    def fail(
+        self, tx: Tx, item: Loaded, sent: Sent, error: ProviderError, verdict: Again | GiveUp, *, told: bool = True
+    ) -> bool:
         """Settle what is known, then retry or end; whether the turn will be tried again."""
         turn, choice = item.turn, item.choice
-        settled = self._settle_failed(tx, item, sent, certain=error.billed == "no")
+        known = 0 if error.billed == "no" else error.cost_usd_micros
+        settled = self._settle_failed(tx, item, sent, usd_micros=known)
         ctx = context_of(turn, as_system=True)
-        self._breakers.failed(tx, choice.provider, choice.model, turn.turn_id, error.kind, ctx)
-        state = "failed" if error.billed == "no" else "uncertain"
+        if told:
+            self._breakers.failed(tx, choice.provider, choice.model, turn.turn_id, error.kind, ctx)
+        else:
+            self._breakers.forget_probe(tx, turn.turn_id)
+        state = "uncertain" if known is None else "failed"
         text, partial = plain(error.text()), plain(error.partial_text)
         store.ended(
             tx, sent.call_id, state=state, error_kind=error.kind, error=text, cost_usd_micros=settled.usd_micros
@@ -271,7 +279,7 @@ class TurnUnits:
     def stop(self, tx: Tx, item: Loaded, sent: Sent) -> None:
         """The call was cut off from here: what it would have cost is unknown, so it is paid in full."""
         self._breakers.forget_probe(tx, item.turn.turn_id)
-        cost = self._settle_failed(tx, item, sent, certain=False)
+        cost = self._settle_failed(tx, item, sent, usd_micros=None)
         store.ended(
             tx,
             sent.call_id,
@@ -281,15 +289,15 @@ class TurnUnits:
             cost_usd_micros=cost.usd_micros,
         )
 
-    def _settle_failed(self, tx: Tx, item: Loaded, sent: Sent, *, certain: bool) -> Amount:
-        ctx = context_of(item.turn, as_system=True)
-        if certain:
-            settled = self._ledger.settle(tx, sent.hold_id, Amount(usd_micros=0, tokens=0), ctx)
-        else:
+    def _settle_failed(self, tx: Tx, item: Loaded, sent: Sent, *, usd_micros: int | None) -> Amount:
+        """Book what a call without an answer has cost; None: nobody knows, so it is paid in full."""
+        ctx, turn_id = context_of(item.turn, as_system=True), item.turn.turn_id
+        if usd_micros is None:
             settled = self._ledger.settle_in_full(tx, sent.hold_id, ctx)
-            self._queues.charge(
-                tx, item.turn.turn_id, usd_micros=settled.booked.usd_micros, tokens=settled.booked.tokens
-            )
+        else:
+            settled = self._ledger.settle(tx, sent.hold_id, Amount(usd_micros=usd_micros, tokens=0), ctx)
+        if usd_micros != 0:
+            self._queues.charge(tx, turn_id, usd_micros=settled.booked.usd_micros, tokens=settled.booked.tokens)
         self._queues.unblock(tx, settled.path)
         return settled.booked
 

@@ -65,6 +65,7 @@ class Conductor:
         for spec in plan.agents:
             if held.capabilities is not None:
                 check_within(spec.capabilities, held.capabilities, holder=str(ctx.actor))
+            reach.check_servers(tx, ctx, spec.settings.mcp_servers)
         specs = [_within_level(spec, held, starter=str(ctx.actor)) for spec in plan.agents]
         tx.run(
             "orchestrations.insert",

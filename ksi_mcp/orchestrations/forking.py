@@ -50,6 +50,7 @@ class Forker:
         for agent in snapshot.living if held.capabilities is not None else ():
             rights, actor = frozenset(json.loads(agent["capabilities"])), str(ctx.actor)
             check_within(rights, held.capabilities or frozenset(), holder=actor)
+            reach.check_servers(tx, ctx, json.loads(agent["settings"]).get("mcp_servers"))
             level_in_new_run(held, agent["routing_level"], capabilities=rights, starter=actor)
         most = Quotas().total
         if rules_store.count(tx) + len(snapshot.rules) > most:

@@ -302,6 +302,13 @@ UPDATE turn SET session_id = :session_id, seq = :seq, priority = :priority, stat
                 moved_from = :moved_from, rescues = :rescues
 WHERE turn_id = :turn_id
 
+-- back_to_batch
+-- why: what had gone with a batch by then, and is still to come, is waited for and not bought again.
+UPDATE turn SET state = 'parked', parked_on = 'batch', run_at_ms = :never_ms
+WHERE turn_id = :turn_id AND state = 'ready'
+  AND EXISTS (SELECT 1 FROM provider_call c WHERE c.turn_id = turn.turn_id AND c.attempt = turn.attempt AND c.state = 'sent'
+              AND c.call_id <= :last_call AND c.batch_id IS NOT NULL)
+
 -- back_session
 -- why: the lane has the places it had, and holds what waits in it.
 UPDATE session SET tail = :tail, suspended = 1, changes = changes + 1,

@@ -18,6 +18,7 @@ from ksi_mcp.orchestrations.model import ENDED, Orchestration
 from ksi_mcp.orchestrations.snapshot import Snapshot, lane_state
 from ksi_mcp.orchestrations.suspension import Suspension
 from ksi_mcp.permissions import Context, lower_level, system_context, within
+from ksi_mcp.queues.model import NEVER_MS
 from ksi_mcp.routing.pausing import restore_joins, restore_rules
 
 Stays = Callable[[str], bool]
@@ -171,6 +172,8 @@ class Restorer:
                 left.append(ghost)
             lane = lane_state(turn, taken_at_ms=snapshot.at_ms, now_ms=tx.now_ms)
             tx.run("orchestrations.back_turn", {**turn, **lane})
+            came = {"turn_id": turn["turn_id"], "last_call": snapshot.last_call, "never_ms": NEVER_MS}
+            tx.run("orchestrations.back_to_batch", came)
         return left, kept
 
     def _leave(

@@ -64,16 +64,25 @@ class AnthropicProvider:
         self._told: set[str] = set()
         """Deprecated models that the log has named."""
 
+    @property
+    def lacks_key(self) -> bool:
+        """Whether no call can be made for want of a key."""
+        return not self._api_key and not self.loopback
+
     async def complete(self, request: Request, *, deadline_s: float, on_text: OnText | None = None) -> Answer:
         """Ask the model once, streaming. `deadline_s` bounds everything, the wait for a connection included."""
         body = self._body(request)
-        reading = self._reading(request.model, on_text)
+        reading = self._reading(request.model, on_text, request.max_tokens)
 
         async def ask(client: AsyncAnthropic) -> Answer:
             await reading.run(client, self._quietly(with_format(body, request.output_schema)))
             return reading.answer()
 
         return await self._call(ask, deadline_s, "no complete answer from", reading.text)
+
+    async def ready(self) -> None:
+        """Load the SDK."""
+        await self._open()
 
     async def submit_batch(self, requests: Sequence[tuple[str, Request]]) -> str:
         """Send requests, each under an id of 1 to 64 letters, digits, `-` and `_`; return the id of the batch.
@@ -115,7 +124,7 @@ class AnthropicProvider:
     async def _open(self) -> AsyncAnthropic:
         if self._client is not None:
             return self._client
-        if not self._api_key and not self.loopback:
+        if self.lacks_key:
             raise ProviderError(
                 "there is no API key for Anthropic",
                 kind="auth",
@@ -188,8 +197,15 @@ class AnthropicProvider:
         except Exception as error:  # noqa: BLE001 - the contract: nothing but ProviderError escapes
             raise failure(error, host=self._host, secret=self._api_key, partial_text=partial()) from None
 
-    def _reading(self, model: str, on_text: OnText | None = None) -> Reading:
-        return Reading(model=model, provider=self.name, cache=self._prompt_cache, on_text=on_text)
+    def _reading(self, model: str, on_text: OnText | None = None, max_tokens: int | None = None) -> Reading:
+        return Reading(
+            model=model,
+            provider=self.name,
+            cache=self._prompt_cache,
+            max_tokens=max_tokens,
+            secret=self._api_key,
+            on_text=on_text,
+        )
 
     def _body(self, request: Request) -> dict[str, Any]:
         return request_body(request, provider=self.name, cache=self._prompt_cache)

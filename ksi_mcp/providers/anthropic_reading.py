@@ -9,13 +9,14 @@ from ksi_mcp.errors import ProviderError
 from ksi_mcp.providers.anthropic_sdk import text_of
 from ksi_mcp.providers.anthropic_wire import PromptCache
 from ksi_mcp.providers.base import Answer, OnText, StopReason, Thinking, ToolUse, Usage
-from ksi_mcp.providers.failures import safe_text
+from ksi_mcp.providers.failures import masked, safe_text
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
 _MAX_CHARS: Final = 32_000_000
-_MAX_TOKENS: Final = 10**9
+_MAX_TOKENS: Final = 10**8
+_ID_CHARS: Final = 200
 _MODEL_CHARS: Final = 200
 _STOP_REASONS: Final[dict[str, StopReason]] = {
     "model_context_window_exceeded": "context_exceeded",
@@ -28,14 +29,26 @@ class Reading:
     """One answer, as far as it was read.
 
     The SDK's own accumulator accepts a cut stream and half a tool call; this one wants the end to be there.
-    `cache` is what was asked for: it says what a cache write was, where the answer itself does not.
+    `cache` and `max_tokens` are what was asked for: they say what a cache write was, and how long the answer can be,
+    where the answer itself does not. `secret` is the key: where a name repeats it, the name is told without it.
     """
 
-    def __init__(self, *, model: str, provider: str, cache: PromptCache, on_text: OnText | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        provider: str,
+        cache: PromptCache,
+        max_tokens: int | None = None,
+        secret: str = "",
+        on_text: OnText | None = None,
+    ) -> None:
         self._asked = model
         self._model = model
         self._provider = provider
         self._cache = cache
+        self._max_tokens = max_tokens
+        self._secret = secret
         self._on_text = on_text
         self._chars = 0
         self._texts: list[str] = []
@@ -54,7 +67,7 @@ class Reading:
         """Ask, and read the stream to its end."""
         stream = await client.messages.create(**body, stream=True)
         async with stream:
-            self._request_id = stream.response.headers.get("request-id")
+            self._request_id = self._name(stream.response.headers.get("request-id")) or None
             async for event in stream:
                 self._take(event)
 
@@ -63,7 +76,7 @@ class Reading:
         self._begin(message)
         for index, block in enumerate(message.content):
             self._open(index, block)
-        self._request_id = text_of(message.id) or None
+        self._request_id = self._name(message.id) or None
         self._stop = message.stop_reason
         self._ended = True
 
@@ -76,7 +89,8 @@ class Reading:
         stop = _STOP_REASONS.get(self._stop)
         if stop is None:
             raise ProviderError(
-                f"the model stopped for a reason this version does not know: {safe_text(self._stop)!r}",
+                f"the model stopped for a reason this version does not know: "
+                f"{safe_text(text_of(self._stop), secret=self._secret)!r}",
                 kind="bug",
                 billed="unknown",
                 partial_text=self.text(),
@@ -106,20 +120,20 @@ class Reading:
             self._add(event.index, event.delta)
         elif event.type == "message_delta":
             self._stop = event.delta.stop_reason
-            self._count(event.usage)
+            self._count(getattr(event, "usage", None))
         elif event.type == "message_stop":
             self._ended = True
 
     def _begin(self, message: Any) -> None:
-        self._model = text_of(message.model)[:_MODEL_CHARS] or self._model
-        self._count(message.usage)
+        self._model = self._name(message.model, _MODEL_CHARS) or self._model
+        self._count(getattr(message, "usage", None))
 
     def _open(self, index: int, block: Any) -> None:
         if block.type == "text":
             self._say(block.text)
         elif block.type == "tool_use":
             start = [self._bounded(json.dumps(block.input))] if block.input else []
-            self._tools[index] = (block.id, block.name, start)
+            self._tools[index] = (self._name(block.id), self._name(block.name), start)
         elif block.type == "thinking":
             said, signed = self._bounded(block.thinking or ""), self._bounded(block.signature or "")
             self._thoughts[index] = {"type": "thinking", "thinking": said, "signature": signed}
@@ -149,7 +163,7 @@ class Reading:
         return text
 
     def _count(self, usage: Any) -> None:
-        # The counts of later events are totals, not additions; what they leave out stands.
+        # The counts of later events are totals, not additions; what they leave out, or count less of, stands.
         for name in _COUNTS:
             self._note(name, getattr(usage, name, None))
         written = getattr(usage, "cache_creation", None)
@@ -162,9 +176,24 @@ class Reading:
             return
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_TOKENS:
             raise ValueError("a count of tokens is none")  # what such an answer cost is not known
-        self._usage[name] = value
+        self._usage[name] = max(self._usage.get(name, 0), value)
+
+    def _name(self, value: object, most_chars: int = _ID_CHARS) -> str:
+        """A name of the other side's as it is kept: without the key, and not too long."""
+        return masked(text_of(value), self._secret)[:most_chars]
+
+    def _output_bound(self) -> int:
+        """At most so many output tokens: a token stands for at least one byte of what came."""
+        inputs = (part for _, name, parts in self._tools.values() for part in (name, *parts))
+        thoughts = (part for thought in self._thoughts.values() for part in thought.values())
+        came = sum(len(part.encode("utf-8", "replace")) for part in (*self._texts, *inputs, *thoughts))
+        return came if self._max_tokens is None else min(came, self._max_tokens)
 
     def _used(self) -> Usage:
+        """What was counted. There is no request without a token, and no text without one.
+
+        Where the other side says so, the output is a bound from the bytes that came, and of the input nothing is known.
+        """
         count = self._usage.get
         short, long = count("write_5m", 0), count("write_1h", 0)
         # A later total may not say of which kind it is, and others than the API do not: then as it was asked for.
@@ -173,13 +202,17 @@ class Reading:
             long += rest
         else:
             short += rest
+        read, output = count("cache_read_input_tokens", 0), count("output_tokens", 0)
+        bound = 0 if output else self._output_bound()
+        uncounted = count("input_tokens", 0) + read + short + long == 0
         return Usage(
             input_tokens=count("input_tokens", 0),
-            output_tokens=count("output_tokens", 0),
-            cache_read_tokens=count("cache_read_input_tokens", 0),
+            output_tokens=output or bound,
+            cache_read_tokens=read,
             cache_write_tokens=short,
             cache_write_1h_tokens=long,
             web_searches=count("searches", 0),
+            estimated=uncounted or bound > 0,
         )
 
 

@@ -169,6 +169,10 @@ class Traits:
 class BatchProvider(Protocol):
     """A provider that takes many requests at once for half the price and answers within a day."""
 
+    async def ready(self) -> None:
+        """Load what a call needs, so that none of it stands between a batch and its id. Raises `ProviderError`."""
+        ...
+
     async def submit_batch(self, requests: Sequence[tuple[str, Request]]) -> str:
         """Send requests, each under an id of the caller's; the id of the batch. Raises `ProviderError`."""
         ...

@@ -210,7 +210,10 @@ class ClaudeCliProvider:
             await self._processes.watch()
             await self._read(session, request, prompt, reading, on_text)
             claude_events.check(reading, now_s=self._clock.now_ms() / 1000)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ProviderError) and reading.result is not None and not session.resumed:
+                # A turn that went too far knows what it cost; one of a resumed session may have counted anew.
+                error.cost_usd_micros, _ = claude_events.turn_cost(reading.result, session.spent, resumed=False)
             await self._end(session)
             raise
         result = reading.result or {}

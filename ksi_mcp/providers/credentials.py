@@ -16,9 +16,11 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
+
+from filelock import FileLock, Timeout
 
 from ksi_mcp.errors import Invalid, NotFound, StoreError
 
@@ -36,10 +38,14 @@ FILE_KEY: Final = "KSI_CREDENTIALS_KEY"
 MIN_FILE_KEY_CHARS: Final = 16
 MAX_VALUE_CHARS: Final = 10_000
 PATIENCE_S: Final = 10.0
+LOCK_S: Final = 60.0
+"""How long a change waits for another process's: each may take a keyring that asks its user."""
 
 Source = Literal["environment", "keyring", "file"]
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,99}")
+_LOCK: Final = ".credentials.lock"
+_PRIVATE: Final = 0o600
 _INDEX: Final = "names"  # no credential's name: a keyring cannot be asked which ones it has
 _MAGIC: Final = b"ksi-credentials-1"
 _MAX_BYTES: Final = 1_000_000
@@ -61,6 +67,31 @@ def check_credential_name(name: str) -> str:
             "that is no name of a credential", hint="capitals, digits and _, such as ANTHROPIC_API_KEY; not the key"
         )
     return name
+
+
+def check_keepable(name: str) -> None:
+    """A name under which a key can be kept.
+
+    Raises:
+        Invalid: it is none, or that of the key of the file.
+    """
+    if check_credential_name(name) == FILE_KEY:
+        raise Invalid(
+            f"{FILE_KEY} is what the file of credentials is encrypted with: it cannot be kept among them",
+            hint="set it in the environment where the server starts",
+        )
+
+
+def _make_private(handle: int) -> None:
+    """Take from others what only its owner may read: who has it can try passphrases as long as they like."""
+    try:
+        os.fchmod(handle, _PRIVATE)
+    except OSError as failure:
+        logger.warning("%s can be read by others, and its mode cannot be changed (%s)", FILE, failure.strerror)
+    else:
+        logger.warning(
+            "%s could be read by others; its mode is 0600 now. Consider new keys and a new %s", FILE, FILE_KEY
+        )
 
 
 class Credentials:
@@ -117,13 +148,14 @@ class Credentials:
             Invalid: the name or the key cannot be one, or there is neither a keyring nor a key for the file.
             StoreError: the keyring or the folder cannot be written.
         """
-        check_credential_name(name)
+        check_keepable(name)
         value = value.strip()
         if not value or len(value) > MAX_VALUE_CHARS or not value.isprintable():
             raise Invalid(f"what was given for {name} is empty or no key", hint="give the key by itself, on one line")
         ring = self._keyring()
         if ring is not None:
-            self._keep(ring, name, value)
+            with self._alone():
+                self._keep(ring, name, value)
             return "keyring"
         if self._path is None or not self._environ.get(FILE_KEY):
             raise Invalid(
@@ -136,7 +168,8 @@ class Credentials:
                 f"{FILE_KEY} is too short to protect anything",
                 hint=f"use {MIN_FILE_KEY_CHARS} characters or more, such as the output of `openssl rand -hex 32`",
             )
-        self._write({**self._stored(), name: value})
+        with self._alone():
+            self._write({**self._stored(), name: value})
         return "file"
 
     def remove(self, name: str) -> Source:
@@ -147,13 +180,15 @@ class Credentials:
         """
         check_credential_name(name)
         ring = self._keyring()
-        if ring is not None and self._ask(ring, name) is not None:
-            self._drop(ring, name)
-            return "keyring"
-        stored = self._stored()
-        if name in stored:
-            self._write({other: value for other, value in stored.items() if other != name})
-            return "file"
+        kept = ring is not None or (self._path is not None and self._path.exists())
+        with self._alone() if kept else contextlib.nullcontext():
+            if ring is not None and self._ask(ring, name) is not None:
+                self._drop(ring, name)
+                return "keyring"
+            stored = self._stored()
+            if name in stored:
+                self._write({other: value for other, value in stored.items() if other != name})
+                return "file"
         also = " (it is in the environment)" if self._environ.get(name) else ""
         raise NotFound(f"no credential {name} is kept{also}", hint="`ksi-mcp credentials list` shows which are")
 
@@ -170,9 +205,11 @@ class Credentials:
         return kept
 
     def _find(self, name: str) -> tuple[Source, str] | None:
+        if name == FILE_KEY:
+            return None
         if value := self._environ.get(name, "").strip():
             return "environment", value
-        if not _NAME.fullmatch(name) or name == FILE_KEY:
+        if not _NAME.fullmatch(name):
             return None
         ring = self._keyring()
         if ring is not None and (value := self._ask(ring, name) or ""):
@@ -183,6 +220,27 @@ class Credentials:
             logger.warning("the file of credentials is passed over: %s", wrong.message)
             return None
         return ("file", value) if value else None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Held from reading what is kept to writing it again: of two processes neither loses what the other wrote."""
+        if self._path is None or not self._path.parent.is_dir():
+            yield
+            return
+        lock = FileLock(self._path.with_name(_LOCK), timeout=LOCK_S, mode=_PRIVATE)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreError(
+                "another process is changing the credentials", hint="try again once it has ended"
+            ) from None
+        except OSError as failure:
+            raise StoreError(f"{FILE} cannot be locked ({failure.strerror})") from None
+        try:
+            self._opened = None
+            yield
+        finally:
+            lock.release()
 
     # ---------------------------------------------------------------------------------- keyring
 
@@ -258,6 +316,8 @@ class Credentials:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise StoreError(f"{FILE} is no file")
+            if stat.S_IMODE(status.st_mode) & ~_PRIVATE:
+                _make_private(handle)
             if self._opened is not None and self._opened[:2] == (status.st_mtime_ns, status.st_ino):
                 return self._opened[2]
             data = file.read(_MAX_BYTES + 1)
@@ -289,7 +349,7 @@ class Credentials:
         token = self._cipher(salt).encrypt(json.dumps(values).encode())
         temporary = self._path.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(b"\n".join((_MAGIC, base64.urlsafe_b64encode(salt), token, b"")))

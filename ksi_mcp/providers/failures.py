@@ -72,10 +72,13 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return None
 
 
+def masked(text: str, secret: str | None) -> str:
+    """`text` without the secret. For names that others choose and that are kept as they are."""
+    return text.replace(secret, "[key]") if secret else text
+
+
 def safe_text(text: str, *, secret: str | None = None) -> str:
     """`text` on one line and shortened, without the secret, anything that looks like a key, or a URL's user."""
-    text = text[: 10 * _MAX_CHARS]
-    if secret:
-        text = text.replace(secret, "[key]")
+    text = masked(text[: 10 * _MAX_CHARS], secret)
     text = _KEY.sub("[key]", _USERINFO.sub("://", _CONTROL.sub(" ", text))).strip()
     return text if len(text) <= _MAX_CHARS else f"{text[: _MAX_CHARS - 3]}..."

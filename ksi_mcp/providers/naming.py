@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ksi_mcp.config import Config
 from ksi_mcp.errors import Invalid
-from ksi_mcp.providers.choosing import DEFAULT_MODELS, models_of
+from ksi_mcp.providers.choosing import DEFAULT_MODELS, Default, models_of
 from ksi_mcp.providers.kinds import kind_of
-from ksi_mcp.providers.profiles import Endpoint, Link, Profile, Profiles
+from ksi_mcp.providers.profile_records import Endpoint, Link, Profile
+from ksi_mcp.providers.profiles import Profiles
 from ksi_mcp.providers.urls import check_url
 
 
@@ -19,7 +21,9 @@ class Named:
     profile: Profile
     model: str
     links: tuple[tuple[str | None, str], ...]
-    """(provider, model); None is the agent's own provider."""
+    """(provider, model); without a provider it is of another profile, for whichever answers by default."""
+    default: str | None
+    """Who answers by default, where that matters; None: nobody."""
 
     def provider(self, beside: str | None) -> str | None:
         """Where the model is; None if the profile leaves that open. A provider named `beside` it outranks it."""
@@ -32,20 +36,24 @@ class Named:
         At another one than the profile's own, only what the profile has there: nothing else was asked for.
         """
         own = self.profile.first.provider
-        links = self.links
+        links, usual = self.links, provider
         if own not in (None, provider):
             links = tuple((provider, model) for place, model in links if place in (None, own))
+        elif own is not None:
+            links = tuple(link for link in links if link[0] or self.default)
+            usual = self.default or provider
         first = f"{provider}:{self.model}"
-        found = dict.fromkeys(f"{place or provider}:{model}" for place, model in links)
+        found = dict.fromkeys(f"{place or usual}:{model}" for place, model in links)
         return tuple(each for each in found if each != first)
 
 
 class Names:
-    """Looks names up for an agent that is made or changed now."""
+    """Looks names up for an agent that is made or changed now. `default` says who answers by default."""
 
-    def __init__(self, config: Config, profiles: Profiles) -> None:
+    def __init__(self, config: Config, profiles: Profiles, default: Callable[[], Awaitable[Default]]) -> None:
         self._config = config
         self._profiles = profiles
+        self._default = default
 
     async def named(self, name: str) -> Named | None:
         """What a profile of that name means; None if there is none.
@@ -58,7 +66,9 @@ class Names:
             return None
         links = [await self._link(link) for link in profile.chain]
         _, model = await self._link(profile.first)
-        return Named(profile=profile, model=model, links=tuple(links))
+        open_ = profile.first.provider is not None and any(place is None for place, _ in links)
+        usual = await self._usual() if open_ else None
+        return Named(profile=profile, model=model, links=tuple(links), default=usual)
 
     async def fallback(self, entries: tuple[str, ...], *, provider: str, model: str) -> tuple[str, ...]:
         """What an agent's own list stands for: profiles are replaced by their models, no model comes twice.
@@ -71,6 +81,10 @@ class Names:
             plain = ":" not in entry and self._profiles.get(entry) is None
             for link in self._profiles.links(entry, at=provider):
                 place, name = await self._link(link)
+                if place is None and "@" in provider:  # a place of its own has its own models, not everybody's
+                    place = await self._usual()
+                    if place is None:
+                        continue
                 key = (place or provider, name)
                 found.setdefault(key, entry if plain else ":".join(key))
         found.pop((provider, model), None)
@@ -111,6 +125,10 @@ class Names:
             in_flight=given.in_flight,
             model=None,
         )
+
+    async def _usual(self) -> str | None:
+        found = await self._default()
+        return found.provider if found.found else None
 
     async def _link(self, link: Link) -> tuple[str | None, str]:
         return link.provider, link.model or await self.model_at(str(link.provider))

@@ -46,7 +46,6 @@ _END_WITHIN_S: Final = 0.5
 _ERROR_WITHIN_S: Final = 5.0
 _ERROR_BYTES: Final = 65_536
 _LIST_BYTES: Final = 4_000_000
-_ID_CHARS: Final = 200
 _OK: Final = range(200, 300)
 _REDIRECTS: Final = range(300, 400)
 _NOT_FOUND: Final = 404
@@ -84,7 +83,7 @@ class OpenAICompatibleProvider:
     async def complete(self, request: Request, *, deadline_s: float, on_text: OnText | None = None) -> Answer:
         """Ask the model once, streaming. `deadline_s` bounds everything, the wait for a connection included."""
         body = self._body(request)
-        reading = Reading(request.model, on_text)
+        reading = Reading(request.model, on_text, secret=self._api_key)
         try:
             async with asyncio.timeout(deadline_s) as limit:
                 await self._ask(body, reading, limit)
@@ -171,7 +170,7 @@ class OpenAICompatibleProvider:
         async with client.stream("POST", self._url, content=body) as response:
             if response.status_code not in _OK:
                 raise await self._refusal(response)
-            reading.request_id = response.headers.get("x-request-id", "")[:_ID_CHARS] or None
+            reading.request_id = reading.short(response.headers.get("x-request-id"))
             await _read(response, reading, limit)
 
     async def _list(self) -> list[str]:

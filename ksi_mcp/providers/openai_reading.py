@@ -10,15 +10,17 @@ from typing import Any, Final
 
 from ksi_mcp.errors import ProviderError
 from ksi_mcp.providers.base import Answer, OnText, StopReason, ToolUse, Usage
-from ksi_mcp.providers.failures import safe_text
+from ksi_mcp.providers.failures import masked, safe_text
 from ksi_mcp.providers.openai_events import BrokenOff, Events, Unreadable
 from ksi_mcp.providers.openai_wire import said_of
 
 MAX_TEXT_CHARS: Final = 4_000_000
 MAX_CALLS: Final = 200
 _NAME_CHARS: Final = 200
-_MOST_TOKENS: Final = 1_000_000_000
+_MOST_TOKENS: Final = 100_000_000
 _MOST_USD: Final = 1_000_000
+_TOKEN_BYTES: Final = 16
+"""What a token stands for at most, on the average of an answer: it is four bytes in most texts."""
 _STOP_REASONS: Final[Mapping[str, StopReason]] = {
     "stop": "end_turn",
     "eos": "end_turn",
@@ -56,13 +58,17 @@ class _Call:
 
 
 class Reading:
-    """One answer, as far as it was read: server-sent events, or one JSON object if the server does not stream."""
+    """One answer, as far as it was read: server-sent events, or one JSON object if the server does not stream.
 
-    def __init__(self, model: str, on_text: OnText | None) -> None:
+    `secret` is the key that the server was given: where it repeats that in a name, the name is told without it.
+    """
+
+    def __init__(self, model: str, on_text: OnText | None, *, secret: str = "") -> None:
         self.finished = False
         """The model has said why it stopped: what may still come is the usage."""
         self.request_id: str | None = None
         """The server's name for the call, if a header of it said one."""
+        self._secret = secret
         self._model = model
         self._on_text = on_text
         self._texts: list[str] = []
@@ -85,6 +91,10 @@ class Reading:
     def over(self) -> bool:
         """The server has said that nothing comes after this."""
         return self._events.over
+
+    def short(self, value: Any) -> str | None:
+        """A name of the server's as it is kept: without the key, and not too long."""
+        return masked(value, self._secret)[:_NAME_CHARS] if type(value) is str and value else None
 
     def feed(self, data: bytes) -> None:
         """Take in what has arrived. Raises `Unreadable`, `BrokenOff`."""
@@ -131,8 +141,8 @@ class Reading:
         if choices:
             self._choice(choices)
         if self._id is None:
-            self._id = _short(value.get("id"))
-            self._model = _short(value.get("model")) or self._model
+            self._id = self.short(value.get("id"))
+            self._model = self.short(value.get("model")) or self._model
         usage = value.get("usage")
         if type(usage) is dict:
             self._usage = usage  # the counts are totals: the newest stand
@@ -161,8 +171,9 @@ class Reading:
                 self._say(refusal)
         reason = choice.get("finish_reason")
         if reason:
-            self._reason = str(reason).lower()[:_NAME_CHARS]
-            self._native = str(choice.get("native_finish_reason") or "").lower()[:_NAME_CHARS]
+            # Without the key first: in other letters it would not be found any more.
+            self._reason = (self.short(str(reason)) or "").lower()
+            self._native = (self.short(str(choice.get("native_finish_reason") or "")) or "").lower()
             self.finished = True
             self._usage = self._usage or _elsewhere(choice)
 
@@ -181,8 +192,8 @@ class Reading:
             function = part.get("function") if type(part) is dict else None
             if type(function) is not dict:
                 raise Unreadable("a tool call is no object")
-            index, given = part.get("index"), _short(part.get("id")) or ""
-            name, arguments = _short(function.get("name")) or "", function.get("arguments")
+            index, given = part.get("index"), self.short(part.get("id")) or ""
+            name, arguments = self.short(function.get("name")) or "", function.get("arguments")
             if type(index) is int:
                 call = self._at_index.get(index)
             else:
@@ -252,7 +263,7 @@ class Reading:
         return tuple(uses)
 
     def _counted(self) -> Usage | None:
-        """What the server counted; None if it did not, or not in numbers."""
+        """What the server counted; None if it did not, not in numbers, or less than what was there."""
         usage = self._usage
         if usage is None:
             return None
@@ -262,6 +273,10 @@ class Reading:
         total = _count(usage.get("total_tokens"))
         if total is not None:  # Gemini leaves what it thought out of the output, but not out of the total
             output = max(output, total - prompt)
+        # There is no request without a token, and no text without one. What was said before the last of the text may
+        # be less than it all; a server that says it at the end may be wrong as well.
+        if prompt == 0 or self._output_bound() > output * _TOKEN_BYTES:
+            return None
         details = usage.get("prompt_tokens_details")
         details = details if type(details) is dict else {}
         read = _count(details.get("cached_tokens")) or _count(usage.get("prompt_cache_hit_tokens")) or 0
@@ -281,9 +296,10 @@ class Reading:
 
     def _cost(self) -> int | None:
         cost = self._usage.get("cost") if self._usage is not None and not self._usage.get("is_byok") else None
-        if not isinstance(cost, int | float) or not 0 <= cost <= _MOST_USD:
+        # Nothing at all is for the price of the model to say. True is an int of Python's.
+        if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 < cost <= _MOST_USD:
             return None
-        return math.ceil(round(cost * 1_000_000, 3))
+        return max(math.ceil(round(cost * 1_000_000, 3)), 1)
 
 
 def _arguments(text: str) -> dict[str, Any] | None:
@@ -325,7 +341,3 @@ def _text_of(content: Any) -> str:
 
 def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
-
-
-def _short(value: Any) -> str | None:
-    return value[:_NAME_CHARS] if type(value) is str and value else None

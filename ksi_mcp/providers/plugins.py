@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from ksi_mcp.errors import KsiError, NotFound, ProviderError
 from ksi_mcp.providers.base import Provider
-from ksi_mcp.providers.failures import safe_text
+from ksi_mcp.providers.failures import masked, safe_text
 from ksi_mcp.providers.kinds import KINDS
+from ksi_mcp.providers.plugin_guard import GuardedProvider
 
 GROUP: Final = "ksi_mcp.providers"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,59}")
@@ -66,12 +67,12 @@ class Plugins:
         except Exception as failure:  # noqa: BLE001  whatever another package does
             said = str(failure)
             for key in handed:
-                said = said.replace(key, "[key]")
+                said = masked(said, key)
             raise _unusable(name, f"{type(failure).__name__}: {safe_text(said)}") from None
         lacking = [part for part in ("complete", "aclose") if not callable(getattr(made, part, None))]
         if lacking or not isinstance(getattr(made, "name", None), str):
             raise _unusable(name, f"what it made has no {lacking[0] if lacking else 'name'}")
-        return cast("Provider", made)
+        return GuardedProvider(name, made, handed)
 
     def _all(self) -> dict[str, EntryPoint]:
         if self._offered is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -23,6 +24,10 @@ MAX_PROFILES: Final = 500
 OPERATORS_KEYS: Final = ("base_url", "api_key_env", "price", "in_flight")
 """What a project, which may come from somebody else, does not decide."""
 
+_PLACES: Final = ("provider", "fallback")
+_CHOICES: Final = (*_PLACES, "model", "timeout_s")
+# What a name must look like to be a model's where it could be a profile's: a slip in one must not pass for the other.
+_MODEL: Final = re.compile(r".*[\d/].*|opus|sonnet|haiku|fable|opusplan")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 
 
@@ -113,6 +118,31 @@ def check_said(name: str, given: object, layer: Layer) -> dict[str, Any]:
         said["fallback"] = [said["fallback"]]
     checked(said)
     return said
+
+
+def looks_like_a_model(name: str) -> bool:
+    """Whether a name without a provider may be a model's."""
+    return _MODEL.fullmatch(name) is not None
+
+
+def check_projects(name: str, said: Mapping[str, Any], *, lower: Mapping[str, Any] | None, users: bool) -> None:
+    """What a project says of a profile of which the layers below say `lower`; `users`: the operator among them.
+
+    Where the operator's prompts go is not a project's to say: neither to another model or place, nor, by a failure that
+    is sure to come, to one that stands in.
+
+    Raises:
+        Invalid: it says that, or its own profile could be taken for a model.
+    """
+    if lower is None and looks_like_a_model(name):
+        raise Invalid(
+            "a project's profile cannot be named like a model", hint="use a name without digits that is no model's"
+        )
+    has_place = lower is not None and lower.get("base_url") is not None
+    kept = _CHOICES if users else _PLACES if has_place else ()
+    if taken := [key for key in kept if key in said]:
+        why = "profiles.yaml of the data folder speaks of the profile" if users else "the profile has a base_url"
+        raise Invalid(f"{taken[0]} is not a project's to say: {why}", hint="give the project's profile another name")
 
 
 def checked(said: dict[str, Any]) -> ProfileWants:

@@ -2,24 +2,39 @@
 
 Three layers: those that come with the server, `profiles.yaml` of the data folder, `.ksi/profiles.yaml` of the project.
 A later layer changes single keys of a profile of the same name. A project may come from somebody else: it chooses among
-the providers that the operator has, and says neither where they are, nor which key they get, nor what they cost.
+the providers that the operator has, and says neither where they are, nor which key they get, nor what they cost; of a
+profile that the operator speaks of it does not say which model that is, nor what stands in for it.
+
+Places and prices are those of the first look, since the one is worth nothing without the other: a free place that
+becomes a paid one must not be called for nothing. All else is read again when a file has changed.
 
 A mistake costs the profile, or the file, that it is in, and nothing else: whoever names it gets the error.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ksi_mcp.budgets.prices import Override, Prices
 from ksi_mcp.errors import Invalid
-from ksi_mcp.providers.credentials import check_credential_name
+from ksi_mcp.providers.credentials import FILE_KEY, check_credential_name
 from ksi_mcp.providers.kinds import KINDS, kind_of
-from ksi_mcp.providers.profile_files import Layer, Stamp, check_said, checked, mentions, parse, read_small, stamp_of
+from ksi_mcp.providers.profile_files import (
+    Layer,
+    Stamp,
+    check_projects,
+    check_said,
+    checked,
+    looks_like_a_model,
+    mentions,
+    parse,
+    read_small,
+    stamp_of,
+)
+from ksi_mcp.providers.profile_records import Endpoint, Link, Profile, ProfileProblem
 from ksi_mcp.providers.urls import check_url
 
 FILE: Final = "profiles.yaml"
@@ -29,53 +44,7 @@ MAX_CHAIN: Final = 20
 ENDPOINT_KINDS: Final = ("openai_compatible", "anthropic")
 """The kinds that can be reached at more than one place."""
 
-# What a fallback without a provider must look like to be a model: a slip in a profile's name must not pass for one.
-_MODEL: Final = re.compile(r".*[\d/].*|opus|sonnet|haiku|fable|opusplan")
 _SETTINGS: Final = ("max_tokens", "effort", "timeout_s")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """A model of a chain. Without a provider it is at the agent's own; without a model, whichever is there."""
-
-    provider: str | None
-    model: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """A profile, ready for use."""
-
-    name: str
-    layer: Layer
-    """The last one that says something of it."""
-    first: Link
-    chain: tuple[Link, ...]
-    """What stands in, in order, no model twice."""
-    settings: Mapping[str, Any]
-    """`max_tokens`, `effort` and `timeout_s`, as far as it says so."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """A place of its own at which a kind of provider is reached, with its own limit, breaker and key."""
-
-    name: str
-    """`kind@profile`."""
-    base_url: str
-    loopback: bool
-    api_key_env: str | None
-    in_flight: int | None
-    model: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileProblem:
-    """What is wrong in which layer's file; `profile` is None if it is the file as a whole."""
-
-    layer: Layer
-    profile: str | None
-    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +59,20 @@ class _Table:
     """Why a profile cannot be used, by its name."""
     unread: tuple[tuple[str, Invalid], ...]
     """The text of each file that could not be read as a whole, and why."""
+    stale: frozenset[str]
+    """The places that a file gives now, and not at the first look."""
 
 
 class Profiles:
     """The profiles of all layers, read when they are first asked for and again when a file has changed.
 
-    `knows` says whether a name that is no kind of ours is a provider all the same.
+    `knows` says whether a name that is no kind of ours is a provider all the same. `bare`: there was no file but the
+    built-in one when this began; the places of any other are new.
     """
 
-    def __init__(self, *, user: Path | None, project: Path | None, knows: Callable[[str], bool]) -> None:
+    def __init__(
+        self, *, user: Path | None, project: Path | None, knows: Callable[[str], bool], bare: bool = False
+    ) -> None:
         self._paths: list[tuple[Layer, Path]] = [("built-in", Path(__file__).with_name(FILE))]
         if user is not None:
             self._paths.append(("user", user / FILE))
@@ -106,7 +80,9 @@ class Profiles:
         if project is not None and (user is None or user.resolve() != (project / PROJECT_FOLDER).resolve()):
             self._paths.append(("project", project / PROJECT_FOLDER / FILE))
         self._knows = knows
+        self._bare = bare
         self._seen: list[Stamp | None] = []
+        self._first: _Table | None = None
         self._table: _Table
 
     def get(self, name: str) -> Profile | None:
@@ -143,12 +119,17 @@ class Profiles:
         return dict(sorted(self._read().profiles.items()))
 
     def endpoints(self) -> Mapping[str, Endpoint]:
-        """The places that profiles have of their own, by the provider's name."""
+        """The places that profiles have of their own, by the provider's name, as they were at the first look."""
         return self._read().endpoints
 
     def prices(self) -> Mapping[str, Override]:
-        """What the operator says of prices, by `provider:model`, `provider:*` or `model`."""
+        """What the operator says of prices, by `provider:model` or `provider:*`, as it was at the first look."""
         return self._read().prices
+
+    def check_place(self, provider: str) -> None:
+        """Raises `Invalid` if a file gives that provider a place that it did not have at the first look."""
+        if provider in self._read().stale:
+            raise _stale(f"the place of provider {provider[:60]!r}")
 
     def problems(self) -> tuple[ProfileProblem, ...]:
         """What is wrong in the files."""
@@ -156,8 +137,11 @@ class Profiles:
 
     def _read(self) -> _Table:
         stamps = [stamp_of(path) for _, path in self._paths]
+        if self._first is None:
+            self._first = self._table = _Reading(self._knows).table(self._paths[:1] if self._bare else self._paths)
+            self._seen = [] if self._bare else stamps
         if stamps != self._seen:
-            self._table = _Reading(self._knows).table(self._paths)
+            self._table = _Reading(self._knows, self._first).table(self._paths)
             self._seen = stamps
         return self._table
 
@@ -171,8 +155,11 @@ class Profiles:
 class _Reading:
     """Puts the layers together, once."""
 
-    def __init__(self, knows: Callable[[str], bool]) -> None:
+    def __init__(self, knows: Callable[[str], bool], first: _Table | None = None) -> None:
         self._knows = knows
+        self._first_look = first
+        self._users: set[str] = set()
+        self._stale: set[str] = set()
         self._said: dict[str, dict[str, Any]] = {}
         self._layer: dict[str, Layer] = {}
         self._problems: list[ProfileProblem] = []
@@ -190,6 +177,8 @@ class _Reading:
         # model that the operator named, and not of one that a project puts in its place.
         for name in list(self._said):
             self._try(name, self._settle)
+        if self._first_look is not None:
+            self._keep(self._first_look)
         for layer, path in paths:
             if layer == "project":
                 self._take(layer, path)
@@ -204,7 +193,21 @@ class _Reading:
             problems=tuple(self._problems),
             broken=self._broken,
             unread=tuple(self._unread),
+            stale=frozenset(self._stale),
         )
+
+    def _keep(self, first: _Table) -> None:
+        """Places and prices stay those of the first look; a profile whose place is another one cannot be used."""
+        now, self._endpoints, self._prices = self._endpoints, dict(first.endpoints), dict(first.prices)
+        for name in now.keys() | first.endpoints.keys():
+            owner = name.partition("@")[2]
+            place, before = now.get(name), first.endpoints.get(name)
+            if place is not None and before is not None and replace(before, model=place.model) == place:
+                self._endpoints[name] = place
+            elif owner in self._said:
+                self._stale.add(name)
+                if owner not in self._broken:
+                    self._fail(owner, _stale("its base_url, api_key_env or in_flight"))
 
     def _take(self, layer: Layer, path: Path) -> None:
         what, text = f"{FILE} ({layer})", ""
@@ -217,15 +220,18 @@ class _Reading:
             return
         for name, given in document.items():
             self._layer[name] = layer
-            before = self._said.setdefault(name, {})
+            before = self._said.get(name)
+            self._said.setdefault(name, {})
+            if layer == "user":
+                self._users.add(name)
             try:
                 said = check_said(name, given, layer)
+                if layer == "project":
+                    check_projects(name, said, lower=before, users=name in self._users)
             except Invalid as wrong:
                 self._fail(name, wrong)
                 continue
-            if layer == "project" and said.get("provider") is not None and before.get("base_url") is not None:
-                self._fail(name, Invalid("provider is not a project's to say: the profile has a base_url"))
-            before.update(said)
+            self._said[name].update(said)
 
     def _try(self, name: str, work: Callable[[str], Any]) -> Any:
         """What `work` makes of a profile; None if it cannot be used."""
@@ -264,6 +270,8 @@ class _Reading:
             _, loopback = check_url(wants.base_url, f"profile {name}")
             if wants.api_key_env is not None:
                 check_credential_name(wants.api_key_env)
+                if wants.api_key_env == FILE_KEY:
+                    raise Invalid(f"{FILE_KEY} is nobody's API key", hint="name the variable that holds the key")
             provider = f"{kind}@{name}"
             self._endpoints[provider] = Endpoint(
                 name=provider,
@@ -276,10 +284,11 @@ class _Reading:
             if loopback and kind == "openai_compatible" and wants.price is None:
                 self._prices[f"{provider}:*"] = "free"
         if wants.price is not None:
+            if provider is None:  # it would be that of every model of this name, wherever it is
+                raise Invalid("price goes with a provider or a base_url", hint="say where the model costs that")
             if wants.model is None and wants.base_url is None:
                 raise Invalid("price goes with a model")
-            model = wants.model or "*"
-            key = model if provider is None else f"{provider}:{model}"
+            key = f"{provider}:{wants.model or '*'}"
             Prices({key: wants.price})
             if self._prices.setdefault(key, wants.price) != wants.price:
                 raise Invalid(f"another profile gives {key[:100]!r} another price")
@@ -333,7 +342,7 @@ class _Reading:
         return self._chains[name]
 
     def _named(self, entry: str, at: str | None) -> Link:
-        if ":" not in entry and not _MODEL.fullmatch(entry):
+        if ":" not in entry and not looks_like_a_model(entry):
             raise Invalid(
                 f"unknown fallback {entry[:80]!r}",
                 hint="it is no profile; write a model as provider:model",
@@ -345,6 +354,10 @@ class _Reading:
 
     def _known(self) -> list[str]:
         return sorted({*KINDS, *self._endpoints})
+
+
+def _stale(what: str) -> Invalid:
+    return Invalid(f"{what} is not what it was when the server started", hint="restart the server")
 
 
 def _model(entry: str, at: str | None, is_provider: Callable[[str], bool]) -> Link:

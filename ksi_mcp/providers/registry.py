@@ -21,6 +21,7 @@ from ksi_mcp.errors import Conflict, Invalid, NotFound, ProviderError
 from ksi_mcp.providers.base import Provider, Traits
 from ksi_mcp.providers.credentials import Credentials
 from ksi_mcp.providers.kinds import KINDS, kind_of, traits_of
+from ksi_mcp.providers.processes import end_recorded
 from ksi_mcp.providers.urls import check_url, is_loopback_url
 
 # What is not needed for every start is imported where it is needed: a server starts for each session of a client, and
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from ksi_mcp.providers.claude_cli import Door
     from ksi_mcp.providers.naming import Names
     from ksi_mcp.providers.plugins import Plugins
-    from ksi_mcp.providers.profiles import Profile, Profiles
+    from ksi_mcp.providers.profile_records import Profile
+    from ksi_mcp.providers.profiles import Profiles
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ class ProviderRegistry:
         self._choosing = asyncio.Lock()
         self._default: Default | None = None
         self._profiles: Profiles | None = None
+        self._bare = False
+        """There was no file of profiles at the first look, which is what places and prices are of."""
         self._names: Names | None = None
         self._plugins: Plugins | None = None
         self._closed = False
@@ -92,13 +96,17 @@ class ProviderRegistry:
         name = name or (await self.default()).provider
         if self._closed:
             raise Conflict("the providers are closed", hint="start the server again")
-        if name not in self._built:
+        if not self._usable(name):
             if self.traits(name).parks:
                 raise Invalid(f"provider {name!r} is never called", hint="somebody answers with completion_answer")
             async with self._building:
-                if name not in self._built:
+                if not self._usable(name):
                     self._built[name] = await self._build(name)
         return self._built[name]
+
+    def _usable(self, name: str) -> bool:
+        """Whether it is built. One that lacks its key is built again: it may have been set meanwhile."""
+        return name in self._built and not getattr(self._built[name], "lacks_key", False)
 
     def known(self) -> list[str]:
         """The names, sorted."""
@@ -112,8 +120,10 @@ class ProviderRegistry:
         """The name of a provider that there is.
 
         Raises:
-            Invalid: there is none of that name.
+            Invalid: there is none of that name, or its place is not the one that it had at the start.
         """
+        if "@" in name:
+            self.profiles.check_place(name)
         if not self.knows(name):
             raise Invalid(f"unknown provider {name[:60]!r}", hint=f"there are {', '.join(self.known())}")
         return name
@@ -138,6 +148,15 @@ class ProviderRegistry:
         most = config.providers.get(name, {}).get("in_flight")
         return most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else None
 
+    def near(self, name: str) -> bool:
+        """Whether a provider is reached on this machine, where a refusal comes at once."""
+        if "@" in name:
+            place = self.profiles.endpoints().get(name)
+            return place is not None and is_loopback_url(place.base_url)
+        config, kind = self.settings.config, kind_of(name)
+        urls = {"anthropic": config.anthropic.base_url, "openai_compatible": config.openai_compatible.base_url}
+        return is_loopback_url(urls.get(kind))
+
     # ------------------------------------------------------------------------------ profiles
 
     @property
@@ -148,7 +167,10 @@ class ProviderRegistry:
 
             project = self.settings.project
             self._profiles = All(
-                user=self.settings.root, project=project, knows=lambda name: name in self.plugins.names()
+                user=self.settings.root,
+                project=project,
+                knows=lambda name: name in self.plugins.names(),
+                bare=self._bare,
             )
         return self._profiles
 
@@ -171,17 +193,21 @@ class ProviderRegistry:
         if self._names is None:
             from ksi_mcp.providers.naming import Names as Given  # noqa: PLC0415  as above
 
-            self._names = Given(self.settings.config, self.profiles)
+            self._names = Given(self.settings.config, self.profiles, self.default)
         return self._names
 
     def price_overrides(self) -> dict[str, Override]:
-        """Prices by `provider:model`, `provider:*` or `model`: what config.yaml says, then what profiles say."""
+        """Prices by `provider:model`, `provider:*` or `model`: what config.yaml says, then what profiles say.
+
+        They, and the places of profiles, are those of the first look.
+        """
         config = self.settings.config
         found: dict[str, Override] = {}
         if is_loopback_url(config.openai_compatible.base_url):
             found["openai_compatible:*"] = "free"
-        own = self.settings.root is not None and (self.settings.root / "profiles.yaml").exists()
-        found.update(self.profiles.prices() if own else BUILT_IN_PRICES)
+        if self._profiles is None and not self._bare:
+            self._bare = self.settings.root is None or not (self.settings.root / "profiles.yaml").exists()
+        found.update(BUILT_IN_PRICES if self._bare else self.profiles.prices())
         return {**found, **config.prices}
 
     # ------------------------------------------------------------------------------- default
@@ -236,6 +262,8 @@ class ProviderRegistry:
             from ksi_mcp.providers.openai_compatible import OpenAICompatibleProvider  # noqa: PLC0415  as above
 
             return OpenAICompatibleProvider(key, place.base_url, most, name=name)
+        if "@" in name:
+            self.profiles.check_place(name)
         if name == "openai_compatible":
             raise Invalid(
                 "openai_compatible has no base_url",
@@ -270,6 +298,18 @@ class ProviderRegistry:
         from ksi_mcp.providers.scripted import ScriptedProvider  # noqa: PLC0415
 
         return ScriptedProvider(Script(parse_script(self.settings.scripted_script)), self._clock)
+
+    def end_lost(self) -> int:
+        """Kill the processes that a lost worker has left; how many. Blocking; for the holder of the folder's lock."""
+        root = self.settings.root
+        if root is None:
+            return 0
+        ended = end_recorded(root / "processes")  # servers whose tools agents were given
+        if (root / "claude_cli").is_dir():
+            from ksi_mcp.providers.claude_cli import end_recorded as end_claude  # noqa: PLC0415  as above
+
+            ended += end_claude(root)
+        return ended
 
     async def aclose(self) -> None:
         """Close what was built. All are closed, even if one fails; the first failure is raised."""

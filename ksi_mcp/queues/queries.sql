@@ -47,8 +47,8 @@ WHERE turn_id = :turn_id AND state = 'running' AND attempt = :attempt AND owner 
 
 -- finish
 -- why: the end of a turn, by its owner only.
-UPDATE turn SET state = :state, result = :result, partial_text = :partial_text, error_class = :error_class,
-                error = :error, owner = NULL, finished_at_ms = :now_ms,
+UPDATE turn SET state = :state, result = :result, streamed_chars = 0, error_class = :error_class,
+                partial_text = CASE :state WHEN 'done' THEN NULL ELSE COALESCE(:partial_text, partial_text) END, error = :error, owner = NULL, finished_at_ms = :now_ms,
                 cost_usd_micros = cost_usd_micros + :usd_micros, tokens = tokens + :spent_tokens,
                 tries = CASE WHEN :answered THEN 0 ELSE tries END
 WHERE turn_id = :turn_id AND state = 'running' AND attempt = :attempt AND owner = :owner
@@ -206,6 +206,7 @@ WHERE turn_id = :turn_id AND state = 'parked'
 -- why: the result of a batch is there: the turn runs again, as the attempt that it was.
 UPDATE turn SET state = 'running', owner = :owner, parked_on = NULL
 WHERE turn_id = :turn_id AND state = 'parked' AND parked_on = 'batch'
+  AND attempt = (SELECT c.attempt FROM provider_call c WHERE c.call_id = :call_id AND c.state = 'sent')
 RETURNING *
 
 -- unpark_budget

@@ -223,9 +223,9 @@ class SessionQueues:
         tx.announce(WOKEN)
         return tx.run("queues.unpark", {"turn_id": turn_id, "now_ms": tx.now_ms}) == 1
 
-    def resume_batched(self, tx: Tx, turn_id: str, owner: WorkerId) -> Turn | None:
+    def resume_batched(self, tx: Tx, turn_id: str, owner: WorkerId, call_id: int) -> Turn | None:
         """Let a turn that waits for its batch run again; None if it does not wait (any more)."""
-        row = tx.one("queues.resume_batched", {"turn_id": turn_id, "owner": owner})
+        row = tx.one("queues.resume_batched", {"turn_id": turn_id, "owner": owner, "call_id": call_id})
         return None if row is None else turn_of(row)
 
     def unpark_budget(self, tx: Tx, accounts: Iterable[str]) -> int:

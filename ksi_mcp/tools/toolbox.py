@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ksi_mcp.agents import reach
@@ -28,8 +28,10 @@ class Toolbox:
     context is made by the server; nothing in the arguments can change who acts.
     """
 
-    def __init__(self, services: Services, tools: Sequence[Tool]) -> None:
+    def __init__(self, services: Services, tools: Sequence[Tool], *, shown: Collection[str] | None = None) -> None:
+        """`shown`: the tools that agents are told of, as far as they may use them; None: all of them."""
         self._services = services
+        self._shown = shown
         self._tools = {tool.name: tool for tool in tools}
         self._commands = {command: tool for tool in tools for command in (tool.command, *tool.commands)}
         self._specs: dict[frozenset[str], tuple[ToolSpec, ...]] = {}
@@ -111,12 +113,15 @@ class Toolbox:
     # ------------------------------------------------------------------- for the worker's turns
 
     def specs(self, capabilities: frozenset[str]) -> tuple[ToolSpec, ...]:
-        """The tools that somebody with these capabilities may use."""
+        """The tools that somebody with these capabilities is shown; each costs tokens in every round.
+
+        The others can be called all the same: by name, or by `event_emit` of their command.
+        """
         if capabilities not in self._specs:
             self._specs[capabilities] = tuple(
                 ToolSpec(name=tool.name, description=tool.description, input_schema=tool.schema())
                 for tool in self._tools.values()
-                if tool.needs in capabilities
+                if tool.needs in capabilities and (self._shown is None or tool.name in self._shown)
             )
         return self._specs[capabilities]
 

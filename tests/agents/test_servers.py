@@ -17,6 +17,7 @@ SERVERS = {
 def test_what_a_composition_names_is_what_it_gets() -> None:
     assert permitted(None, SERVERS) is None
     assert permitted({}, SERVERS) is None
+    assert permitted({"files": {"args": ["-y", "files", "/data"]}}, SERVERS) == {"files": None}
     assert permitted({"files": {}, "web": {"tools": ["get_*"]}}, SERVERS) == {"files": None, "web": ["get_*"]}
     described = {"command": "npx", "args": ["-y", "files", "/data"]}
     assert permitted({"files": described, "web": {"url": "https://example.com/mcp"}}, SERVERS) == {
@@ -42,7 +43,10 @@ def test_a_server_that_the_operator_does_not_know_is_refused_with_those_there_ar
         {"command": "sh", "args": ["-y", "files", "/data"]},
         {"command": "npx", "args": ["-y", "files", "/"]},
         {"command": "npx"},
+        {"args": ["-y", "files", "/"]},
+        {"args": []},
         {"url": "https://example.com/mcp"},
+        {"command": "npx", "args": ["-y", "files", "/data"], "url": "https://example.com/mcp"},
     ],
 )
 def test_a_description_that_is_another_one_is_refused(wish: dict[str, Any]) -> None:

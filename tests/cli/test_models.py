@@ -74,6 +74,14 @@ def test_a_key_in_place_of_a_name_is_refused_and_not_repeated(tmp_path: Path) ->
     assert CANARY not in ended.stderr
 
 
+def test_what_the_file_is_encrypted_with_is_refused_before_it_is_asked_for(tmp_path: Path) -> None:
+    ended = ksi(tmp_path, "credentials", "set", "KSI_CREDENTIALS_KEY", stdin=CANARY, **FILE_KEY)
+    assert ended.returncode == 2
+    assert "cannot be kept among them" in ended.stderr
+    assert CANARY not in ended.stdout + ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_keyring_or_a_key_for_the_file_nothing_is_kept(tmp_path: Path) -> None:
     ended = ksi(tmp_path, "credentials", "set", "A_KEY", stdin=CANARY)
     assert ended.returncode == 2

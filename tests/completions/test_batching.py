@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from ksi_mcp.completions import batching
-from ksi_mcp.errors import Invalid
+from ksi_mcp.errors import Invalid, ProviderError
 from ksi_mcp.providers.anthropic import AnthropicProvider
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.web.sim import SimServer
@@ -36,6 +37,13 @@ async def batching_house(
 async def spawn(house: Any, *names: str, **more: Any) -> None:
     for name in names:
         await house.call("agent_spawn", name=name, prompt="You help.", **more)
+
+
+def stop_batching(house: Any) -> None:
+    """From here on a test takes the steps of the loop by itself."""
+    for task in house.app._tasks:
+        if task.get_name() == "ksi-batches":
+            task.cancel()
 
 
 async def submit(house: Any, *requests: tuple[str, str], **more: Any) -> list[str]:
@@ -127,9 +135,7 @@ async def test_the_result_of_a_turn_that_was_cancelled_meanwhile_is_paid_and_dro
 
 async def test_a_turn_that_is_cancelled_before_its_batch_leaves_costs_nothing(open_house) -> None:
     async with batching_house(open_house, {"default": {"reply": "late"}}) as (house, _):
-        for task in house.app._tasks:
-            if task.get_name() == "ksi-batches":
-                task.cancel()
+        stop_batching(house)
         await spawn(house, "ann")
         (turn,) = await submit(house, ("ann", "one"))
         await house.until(lambda: house.rows("SELECT 1 FROM turn WHERE parked_on = 'batch'") != [])
@@ -162,7 +168,7 @@ async def test_a_batch_that_left_with_a_lost_worker_is_paid_in_full_and_sent_aga
     script = {"default": {"reply": "here", "usage": USAGE}}
 
     async def killed(self: AnthropicProvider, requests: Any) -> str:
-        raise SystemError  # not what a provider raises: it is as if the process had ended there
+        raise asyncio.CancelledError  # it is as if the process had ended there
 
     async with SimServer(Script(parse_script(script))) as sim:
         config = {
@@ -188,6 +194,70 @@ async def test_a_batch_that_left_with_a_lost_worker_is_paid_in_full_and_sent_aga
                 ("answered", 1000),
             ]
             house.books()
+
+
+async def test_what_becomes_of_the_agent_meanwhile_changes_no_price(open_house) -> None:
+    async with batching_house(open_house, {"default": {"reply": "here", "usage": USAGE}}) as (house, _):
+        house.app.batching._poll_s = 3600
+        await spawn(house, "ann")
+        (turn,) = await submit(house, ("ann", "one"))
+        await house.until(lambda: house.rows("SELECT 1 FROM batch") != [])
+        await house.call("agent_update", agent="ann", model="claude-opus-5-5")
+        house.app.batching._poll_s = 0.01
+        (done,) = (await house.call("agent_wait", turns=[turn], timeout_s=20))["turns"]
+        assert (done["status"], done["cost_usd"]) == ("done", 0.001)
+        assert house.events("budget:overrun") == []
+        house.books()
+
+
+async def test_one_submit_that_fails_is_one_failure_of_its_provider(open_house, monkeypatch) -> None:
+    async def overloaded(self: AnthropicProvider, requests: Any) -> str:
+        raise ProviderError("overloaded", kind="overload", billed="no")
+
+    async with batching_house(open_house, {"default": {"reply": "here", "usage": USAGE}}) as (house, _):
+        names = [f"a{number}" for number in range(8)]
+        await spawn(house, *names)
+        with monkeypatch.context() as busy:
+            busy.setattr(AnthropicProvider, "submit_batch", overloaded)
+            await submit(house, *((name, "one") for name in names))
+            await house.until(lambda: house.rows("SELECT COUNT(*) FROM turn WHERE state = 'retrying'") == [(8,)])
+        assert house.rows("SELECT state, json_array_length(failures) FROM breaker") == [("closed", 1)]
+
+
+async def test_a_provider_that_breaks_in_an_unexpected_way_leaves_no_turn_behind(open_house, monkeypatch) -> None:
+    async def broken(self: AnthropicProvider, requests: Any) -> str:
+        raise ZeroDivisionError
+
+    async with batching_house(open_house, {"default": {"reply": "here", "usage": USAGE}}) as (house, _):
+        await spawn(house, "ann")
+        with monkeypatch.context() as bad:
+            bad.setattr(AnthropicProvider, "submit_batch", broken)
+            (turn,) = await submit(house, ("ann", "one"))
+            await house.until(lambda: house.rows("SELECT 1 FROM turn WHERE state = 'retrying'") != [])
+        house.gate.ahead_ms += 60_000
+        (done,) = (await house.call("agent_wait", turns=[turn], timeout_s=20))["turns"]
+        assert done["text"] == "here"
+        assert house.rows("SELECT state FROM provider_call ORDER BY call_id") == [("uncertain",), ("answered",)]
+        house.books()
+
+
+async def test_a_run_that_is_suspended_sends_nothing_until_it_goes_on(open_house) -> None:
+    async with batching_house(open_house, {"default": {"reply": "here", "usage": USAGE}}) as (house, _):
+        stop_batching(house)
+        await house.run("o_1")
+        await spawn(house, "ann", orchestration="o_1")
+        (turn,) = await submit(house, ("ann", "one"))
+        await house.until(lambda: house.rows("SELECT 1 FROM turn WHERE parked_on = 'batch'") != [])
+        await house.call("orchestration_control", orchestration="o_1", action="suspend")
+        await house.app.batching._send_all()
+        assert house.rows("SELECT COUNT(*) FROM batch") == [(0,)]
+        await house.call("orchestration_control", orchestration="o_1", action="resume")
+        await house.app.batching._send_all()
+        assert house.rows("SELECT COUNT(*) FROM batch") == [(1,)]
+        house.gate.ahead_ms += 1_000
+        await house.app.batching._ask_all()
+        assert house.rows("SELECT state, result FROM turn WHERE turn_id = ?", turn) == [("done", "here")]
+        house.books()
 
 
 async def test_a_provider_without_batches_is_refused_and_nothing_is_queued(open_house) -> None:

@@ -92,14 +92,14 @@ async def test_a_turn_that_others_reservations_keep_out_runs_when_they_settle(op
 
 
 async def test_an_overrun_is_booked_whole_and_closes_the_account(open_house) -> None:
-    script = {"default": {"reply": "ok", "usage": {"input_tokens": 3_000_000, "output_tokens": 0}}}
+    script = {"default": {"reply": "ok", "usage": {"input_tokens": 20_000, "output_tokens": 0}}}
     async with open_house(script) as house:
-        await house.spawn("a", budget={"usd": 1})
+        await house.spawn("a", budget={"usd": 0.01})
         first, second = await house.ask("a"), await house.ask("a")
-        assert (first["status"], first["cost_usd"]) == ("done", 3.0)  # 3,000,000 tokens at 1 USD per million
+        assert (first["status"], first["cost_usd"]) == ("done", 0.02)  # 20,000 tokens at 1 USD per million
         assert (second["status"], second["error_class"]) == ("failed", "budget")
         assert "closed" in second["error"]
-        assert house.events("budget:overrun")[0]["cost_usd_micros"] == 3_000_000
+        assert house.events("budget:overrun")[0]["cost_usd_micros"] == 20_000
         house.books()
 
 

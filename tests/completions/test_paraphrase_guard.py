@@ -41,8 +41,24 @@ def test_the_figures_in_the_docs_are_those_of_the_set() -> None:
     }
     assert passed == {
         ("a", "near_misses"): 0, ("b", "near_misses"): 0, ("c", "near_misses"): 3,
-        ("a", "paraphrases"): 14, ("b", "paraphrases"): 11, ("c", "paraphrases"): 4,
+        ("a", "paraphrases"): 13, ("b", "paraphrases"): 11, ("c", "paraphrases"): 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Multiply it by .5", "Multiply it by 5"),
+        ("What is f'(2)?", "What is f(2)?"),
+        ("Add \u20135 to it", "Add 5 to it"),
+        ("What is 10^\u20133?", "What is 10^3?"),
+        ("What is 2\u00b3?", "What is 23?"),
+        ("Is it 5' long?", 'Is it 5" long?'),
+        ("Explain !ready", "Explain ready"),
+    ],
+)
+def test_a_sign_that_carries_the_sense_tells_them_apart(one: str, other: str) -> None:
+    assert difference(one, other) is not None
 
 
 def test_what_the_guard_is_known_to_miss() -> None:

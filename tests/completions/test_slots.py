@@ -91,6 +91,17 @@ async def test_whoever_waits_is_woken_when_the_limit_has_grown_by_silence_alone(
     assert told == []
 
 
+async def test_room_that_came_a_moment_ago_is_there_now_and_not_when_the_next_call_ends() -> None:
+    clock = FakeClock()
+    slots, _ = slots_of(16, clock=clock)
+    await answer(slots)
+    for _ in range(8):
+        assert slots.take("p")
+    await clock.advance(NEAR_PACE_S)
+    assert slots.opens_in_s("p") == 0
+    assert slots.free("p") == 8
+
+
 async def test_the_worker_learns_when_a_full_provider_has_room_without_any_call_ending() -> None:
     slots, _ = slots_of(16)
     await answer(slots)

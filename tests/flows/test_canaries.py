@@ -1,4 +1,4 @@
-"""No credential gets anywhere: a run with keys that can be recognised, good calls and bad ones, then a look everywhere."""
+"""No credential gets anywhere: a run with keys that can be recognised, good calls and bad ones, then a look at all."""
 
 from __future__ import annotations
 
@@ -46,6 +46,10 @@ PROMPTS = ("hello", "bad key", "too much", "break off")
 def leaks(text: str | bytes) -> list[str]:
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
     return [name for name, canary in CANARIES.items() if canary.encode() in raw]
+
+
+def leaks_in_files(root: Path) -> dict[str, list[str]]:
+    return {str(path.relative_to(root)): leaks(path.read_bytes()) for path in root.rglob("*") if path.is_file()}
 
 
 def arguments_of_children() -> bytes:
@@ -103,7 +107,7 @@ async def test_no_key_is_found_anywhere_after_calls_of_every_kind(
                     if prompt != "break off":
                         await call("agent_wait", turns=[turn["turn"]], timeout_s=20)
             async with asyncio.timeout(20):
-                while not (await call("event_query", names=["completion:retrying"]))["events"]:
+                while not (await call("event_query", names=["completion:retrying"]))["events"]:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             seen = arguments_of_children()
             said = json.dumps([await call(tool) for tool in ("agent_list", "event_query", "budget_status", "help")])
@@ -111,7 +115,7 @@ async def test_no_key_is_found_anywhere_after_calls_of_every_kind(
     assert b"echo_server" in seen  # its process was there to be looked at
     assert "[key]" in said  # the servers did quote them
     assert leaks(seen) == leaks(said) == leaks(shown) == leaks("\n".join(errors)) == []
-    written = {str(path.relative_to(tmp_path)): leaks(path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    written = leaks_in_files(tmp_path)
     assert "home/ksi.db" in written
     assert {name: found for name, found in written.items() if found} == {}
     assert leaks("\n".join(record.getMessage() + str(record.exc_info) for record in caplog.records)) == []

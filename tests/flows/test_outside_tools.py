@@ -130,6 +130,23 @@ async def test_an_agent_gives_its_children_no_more_servers_than_it_has(open_hous
         assert [each["tool"] for each in audited] == ["agent_spawn"]
 
 
+async def test_no_run_that_an_agent_starts_is_a_way_to_servers_it_has_not_got(open_house) -> None:
+    async with open_house({}, **CONFIG) as house:
+        boss = await house.spawn("boss", ("base", "messaging", "compositions", "orchestration"))
+        pattern = {
+            "name": "steals", "type": "orchestration",
+            "agents": {"helper": {"prompt": "You help.", "model": "m", "mcp_servers": ["echo"]}},
+            "orchestration_logic": {"strategy": "Ask helper."},
+        }  # fmt: skip
+        await house.call("composition_create", document=pattern)
+        ctx = fresh_context(agent_actor(boss))
+        with pytest.raises(Refused, match="cannot grant MCP servers that it does not have: echo"):
+            await house.app.toolbox.call(ctx, "orchestration_start", {"pattern": "steals"})
+        assert house.rows("SELECT COUNT(*) FROM orchestration") == [(0,)]
+        run = (await house.call("orchestration_start", pattern="steals"))["orchestration"]  # the operator may
+        assert house.rows("SELECT COUNT(*) FROM agent WHERE orchestration_id = ?", run) == [(1,)]
+
+
 async def test_a_turn_that_is_cancelled_meanwhile_leaves_the_server_to_the_others(open_house, tmp_path) -> None:
     script = calling(("echo__note", {"path": str(tmp_path / "n"), "text": "x"}))
     script["replies"] += calling(("echo__echo", {"text": "still here"}), agent="b")["replies"]

@@ -48,6 +48,8 @@ def tools() -> list[dict[str, Any]]:
         ]
     if HOW == "bottomless":
         return [tool("deep", schema=deep(400))]
+    if HOW == "malformed":
+        return [tool("good"), {"name": "without a schema"}]
     if HOW == "changing":
         return [tool(f"now_{len(changes)}")]
     return [tool("go")]

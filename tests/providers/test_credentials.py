@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +101,10 @@ def test_the_file_is_encrypted_and_only_its_owner_can_read_it(tmp_path: Path) ->
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert KEY.encode() not in file.read_bytes()
     assert b"A_KEY" not in file.read_bytes()
-    assert [each.name for each in tmp_path.iterdir()] == [FILE]
+    assert {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()} == {
+        FILE: 0o600,
+        ".credentials.lock": 0o600,
+    }
     again = Credentials(FILE_KEY, tmp_path)
     assert (again.get("A_KEY"), again.get("B_KEY")) == (KEY, "other")
     assert again.remove("A_KEY") == "file"
@@ -173,3 +179,60 @@ def test_what_is_no_key_is_refused(tmp_path: Path, value: str) -> None:
 def test_what_the_file_is_encrypted_with_is_no_credential_in_it(tmp_path: Path, ring: Ring) -> None:
     ring.kept[SERVICE, "KSI_CREDENTIALS_KEY"] = "nobody asks for it there"
     assert Credentials(WITH_RING, tmp_path).get("KSI_CREDENTIALS_KEY") is None
+
+
+@pytest.mark.parametrize("environ", [FILE_KEY, WITH_RING])
+def test_what_the_file_is_encrypted_with_is_not_kept_beside_it(
+    tmp_path: Path, ring: Ring, environ: dict[str, str]
+) -> None:
+    with pytest.raises(Invalid, match="cannot be kept among them") as caught:
+        Credentials(environ, tmp_path).set("KSI_CREDENTIALS_KEY", KEY)
+    assert KEY not in caught.value.text()
+    assert ring.kept == {}
+    assert list(tmp_path.iterdir()) == []
+    assert Credentials(FILE_KEY, tmp_path).get("KSI_CREDENTIALS_KEY") is None  # nobody's key to be sent anywhere
+
+
+def test_a_file_that_others_can_read_is_made_private_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Credentials(FILE_KEY, tmp_path).set("A_KEY", KEY)
+    (tmp_path / FILE).chmod(0o644)
+    assert Credentials(FILE_KEY, tmp_path).get("A_KEY") == KEY
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+    assert "could be read by others; its mode is 0600 now" in caplog.text
+
+
+SETS = """
+import sys
+from pathlib import Path
+from ksi_mcp.providers.credentials import Credentials
+kept = Credentials({"KSI_CREDENTIALS_KEY": "a long enough passphrase"}, Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for each in range(4):
+    kept.set(f"KEY_{sys.argv[2]}_{each}", "value")
+kept.remove(f"KEY_{sys.argv[2]}_0")
+"""
+
+
+def test_processes_that_set_keys_at_once_lose_none(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SETS, str(tmp_path)]
+    env = {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen([*command, str(n)], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )
+            for n in range(6)
+        ]
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in started:
+            process.communicate(timeout=60)
+        assert [process.returncode for process in started] == [0] * 6
+    expected = {f"KEY_{n}_{each}": "file" for n in range(6) for each in range(1, 4)}
+    assert Credentials(FILE_KEY, tmp_path).kept() == expected

@@ -309,11 +309,15 @@ async def test_a_schema_that_would_spoil_every_call_of_its_agents_is_left_out(tm
     assert "'deep'" in caplog.text
 
 
-async def test_a_list_that_nobody_can_read_is_no_list(tmp_path, caplog):
-    async with opened(tmp_path, hostile("bottomless")) as tools:
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("bottomless", "its answer cannot be read"), ("malformed", "its answer is not as the protocol wants it")],
+)
+async def test_a_list_that_nobody_can_read_is_no_list(tmp_path, caplog, how, said):
+    async with opened(tmp_path, hostile(how)) as tools:
         with caplog.at_level(logging.WARNING):
             assert await names(tools) == []
-    assert "its answer cannot be read" in caplog.text
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("how", ["big", "big_last"])

@@ -352,6 +352,10 @@ def test_without_a_count_the_usage_is_a_bound_from_the_bytes_and_says_so() -> No
         {"prompt_tokens": "9", "completion_tokens": 2},
         {"prompt_tokens": 9, "completion_tokens": True},
         {"prompt_tokens": 10**30, "completion_tokens": 1},
+        {"prompt_tokens": 100_000_001, "completion_tokens": 1},
+        {"prompt_tokens": 0, "completion_tokens": 2},
+        {"prompt_tokens": 9, "completion_tokens": 0},
+        {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         [],
         7,
     ],
@@ -378,6 +382,44 @@ def test_cached_tokens_are_not_counted_twice_and_hidden_ones_are_counted(
     assert (got.input_tokens, got.output_tokens, got.cache_read_tokens, got.cache_write_tokens) == wanted
 
 
+def test_a_count_of_no_output_is_not_believed_where_a_tool_was_called() -> None:
+    called = chunk({"tool_calls": [call("{}", index=0, name="f")]}, "tool_calls")
+    counted = chunk(usage={"prompt_tokens": 9, "completion_tokens": 0})
+    assert read(called, counted).usage == Usage(input_tokens=20, output_tokens=3, estimated=True)
+    assert read(chunk({}, "stop"), counted).usage == Usage(input_tokens=9)  # where nothing was said, there is none
+
+
+def test_a_count_that_the_text_outgrows_is_not_believed() -> None:
+    early = chunk({"content": "x" * 10}, usage={"prompt_tokens": 9, "completion_tokens": 3})
+    more = chunk({"content": "x" * 30}, "stop")
+    assert read(early, chunk({"content": "x" * 38}, "stop")).usage == Usage(input_tokens=9, output_tokens=3)
+    assert read(early, more, more[:-2]).usage == Usage(input_tokens=20, output_tokens=50, estimated=True)
+    assert read(early, more, more, chunk(usage={**USAGE, "completion_tokens": 20})).usage.output_tokens == 20
+
+
+async def test_a_server_that_repeats_the_key_in_its_names_does_not_have_it_stored() -> None:
+    key = "Canary/Mixed+Case_0123456789"  # like no usual key, so that nothing but its own mask finds it
+
+    async def outcome_of(*answers: bytes) -> Answer | ProviderError:
+        async with server(*answers) as it, aclosing(OpenAICompatibleProvider(key, it.url)) as provider:
+            try:
+                return await provider.complete(ASK, deadline_s=10)
+            except ProviderError as error:
+                return error
+
+    named = call("{}", index=0, name=key, id="x" * 190 + key)
+    answer = await outcome_of(
+        head("200 OK", f"x-request-id: {'r' * 190}{key}"),
+        chunk({"tool_calls": [named]}, "tool_calls", model=key, native_finish_reason=key) + COUNTED + DONE,
+    )
+    assert isinstance(answer, Answer)
+    assert (answer.model, answer.tool_uses[0].name) == ("[key]", "[key]")
+    body = chunk({"tool_calls": [call("{", index=0, name=key)]}, "tool_calls", id=key)
+    for outcome in (answer, await outcome_of(head(), chunk({}, f"no {key}")), await outcome_of(head(), body)):
+        said = repr(outcome) + (outcome.text() if isinstance(outcome, ProviderError) else "")
+        assert not any(piece in said.lower() for piece in ("canary", "mixed", "0123456789"))
+
+
 def test_usage_is_found_where_others_put_it() -> None:
     in_choice = {"choices": [{"delta": {}, "finish_reason": "stop", "usage": USAGE}]}
     assert read(f"data: {json.dumps(in_choice)}\n\n".encode()).usage.input_tokens == 9
@@ -390,7 +432,12 @@ def test_usage_is_found_where_others_put_it() -> None:
     [
         ({"cost": 0.0012345}, 1235),
         ({"cost": 0.000002}, 2),
-        ({"cost": 0}, 0),
+        ({"cost": 1e-9}, 1),
+        ({"cost": 0}, None),  # what that costs is for the price table to say
+        ({"cost": 0.0}, None),
+        ({"cost": True}, None),
+        ({"cost": float("nan")}, None),
+        ({"cost": float("inf")}, None),
         ({"cost": -1}, None),
         ({"cost": "1"}, None),
         ({"cost": 1e30}, None),

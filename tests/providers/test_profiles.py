@@ -8,7 +8,8 @@ import pytest
 
 from ksi_mcp import yamlio
 from ksi_mcp.errors import Invalid
-from ksi_mcp.providers.profiles import Link, Profiles
+from ksi_mcp.providers.profile_records import Link
+from ksi_mcp.providers.profiles import Profiles
 
 
 def profiles_of(tmp_path: Path, user: Any = None, project: Any = None, *, knows: tuple[str, ...] = ()) -> Profiles:
@@ -41,12 +42,12 @@ def test_a_later_layer_changes_single_keys(tmp_path: Path) -> None:
     profiles = profiles_of(
         tmp_path,
         {"smart": {"effort": "high", "timeout_s": 90}, "ollama": {"model": "qwen3:8b"}},
-        {"smart": {"model": "claude-fable-5-2", "effort": None}},
+        {"smart": {"effort": None, "max_tokens": 100}, "fast": {"model": "claude-fable-5-2"}},
     )
     smart = profiles.get("smart")
     assert smart is not None
-    assert (smart.layer, smart.settings) == ("project", {"timeout_s": 90})
-    assert models(profiles, "smart") == ["-:claude-fable-5-2", "-:claude-sonnet-5-5"]
+    assert (smart.layer, smart.settings) == ("project", {"timeout_s": 90, "max_tokens": 100})
+    assert models(profiles, "fast") == ["-:claude-fable-5-2"]
     assert models(profiles, "ollama") == ["openai_compatible@ollama:qwen3:8b"]
 
 
@@ -114,8 +115,24 @@ def test_diamonds_of_fallbacks_do_not_blow_up(tmp_path: Path) -> None:
         ({"model": "m-1", "max_tokens": 0}, "max_tokens: Input should be greater"),
         ({"model": "m-1", "timeout_s": 4000}, "timeout_s: Input should be less"),
         ({"model": "m-1", "price": "cheap"}, "price"),
-        ({"model": "m-1", "price": {"input_usd_per_mtok": 1}}, "lacks output_usd_per_mtok"),
-        ({"model": "m-1", "price": {"input_usd_per_mtok": -1, "output_usd_per_mtok": 1}}, "price"),
+        (
+            {"model": "m-1", "provider": "anthropic", "price": {"input_usd_per_mtok": 1}},
+            "lacks output_usd_per_mtok",
+        ),
+        (
+            {
+                "model": "m-1",
+                "provider": "anthropic",
+                "price": {"input_usd_per_mtok": -1, "output_usd_per_mtok": 1},
+            },
+            "holds '-1.0'",
+        ),
+        ({"model": "m-1", "price": "free"}, "price goes with a provider or a base_url"),
+        ({"provider": "anthropic", "price": "free"}, "price goes with a model"),
+        (
+            {"model": "m-1", "base_url": "https://example.com", "api_key_env": "KSI_CREDENTIALS_KEY"},
+            "nobody's API key",
+        ),
         ({"model": "m-1", "api_key_env": "A_KEY"}, "api_key_env goes with a base_url"),
         ({"model": "m-1", "in_flight": 3}, "in_flight goes with a base_url"),
         ({"model": "m-1", "base_url": "http://example.com/v1"}, "plain HTTP would show the API key"),
@@ -168,7 +185,8 @@ def test_a_project_does_not_say_where_keys_go_or_what_models_cost(tmp_path: Path
 def test_a_project_that_puts_another_model_in_its_place_does_not_get_its_price(tmp_path: Path) -> None:
     user = {"local": {"model": "m-1", "provider": "anthropic", "price": "free"}}
     profiles = profiles_of(tmp_path, user, {"local": {"model": "claude-opus-5-5"}})
-    assert models(profiles, "local") == ["anthropic:claude-opus-5-5"]
+    with pytest.raises(Invalid, match="model is not a project's to say"):
+        profiles.get("local")
     prices = {key: price for key, price in profiles.prices().items() if key.startswith("anthropic")}
     assert prices == {"anthropic:m-1": "free"}
 
@@ -183,7 +201,8 @@ def test_a_project_may_choose_among_what_the_operator_has(tmp_path: Path) -> Non
 
 def test_two_prices_for_one_model_are_a_mistake(tmp_path: Path) -> None:
     price = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
-    profiles = profiles_of(tmp_path, {"a": {"model": "m-1", "price": "free"}, "b": {"model": "m-1", "price": price}})
+    said = {"model": "m-1", "provider": "anthropic"}
+    profiles = profiles_of(tmp_path, {"a": {**said, "price": "free"}, "b": {**said, "price": price}})
     assert profiles.get("a") is not None
     with pytest.raises(Invalid, match="another price"):
         profiles.get("b")
@@ -229,10 +248,81 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert profiles.get("mine") is None
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"provider": "anthropic"},
+        {"model": "claude-opus-5-5"},
+        {"fallback": ["anthropic:claude-opus-5-5"]},
+        {"fallback": None},
+        {"timeout_s": 0.001},
+    ],
+)
+def test_a_project_does_not_lead_the_operators_profile_elsewhere(tmp_path: Path, said: dict[str, Any]) -> None:
+    user = {
+        "private": {"model": "m-1", "provider": "openai_compatible@ollama", "fallback": ["m-2"]},
+        "mine": {"model": "m-1", "provider": "openai_compatible@ollama"},
+    }
+    profiles = profiles_of(tmp_path, user, {"private": said, "mine": {"max_tokens": 9, "effort": "low"}})
+    with pytest.raises(Invalid, match=rf"\(project\): {next(iter(said))} is not a project's to say"):
+        profiles.get("private")
+    assert models(profiles, "mine") == ["openai_compatible@ollama:m-1"]
+
+
+def test_a_project_puts_nothing_behind_a_server_on_this_machine(tmp_path: Path) -> None:
+    profiles = profiles_of(tmp_path, None, {"ollama": {"fallback": ["fast"]}, "lm_studio": {"model": "m-1"}})
+    with pytest.raises(Invalid, match="fallback is not a project's to say: the profile has a base_url"):
+        profiles.get("ollama")
+    assert models(profiles, "lm_studio") == ["openai_compatible@lm_studio:m-1"]
+
+
+@pytest.mark.parametrize("name", ["claude-haiku-5-5", "opus", "gpt-4o"])
+def test_a_profile_of_a_project_cannot_be_taken_for_a_model(tmp_path: Path, name: str) -> None:
+    said = {name: {"model": "claude-opus-5-5"}}
+    with pytest.raises(Invalid, match="cannot be named like a model"):
+        profiles_of(tmp_path, None, said).get(name)
+    profiles = profiles_of(tmp_path, said, {name: {"effort": "low"}})  # where the operator calls it that, it is one
+    assert models(profiles, name) == ["-:claude-opus-5-5"]
+
+
+def test_places_and_prices_are_those_of_the_first_look(tmp_path: Path) -> None:
+    local = {"model": "m-1", "base_url": "http://localhost:1/v1"}
+    hand = {"model": "m-2", "provider": "anthropic", "price": "free"}
+    profiles = profiles_of(tmp_path, {"local": local, "gone": local, "moved": local, "hand": hand})
+    first, prices = dict(profiles.endpoints()), dict(profiles.prices())
+    price = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
+    now = {
+        "local": {**local, "model": "m-3", "fallback": ["m-4"]},
+        "moved": {**local, "base_url": "https://paid.example/v1"},
+        "gone": {"model": "m-1", "provider": "anthropic"},
+        "late": {**local, "api_key_env": "A_KEY"},
+        "hand": {**hand, "price": price},
+        "on_moved": {"model": "m-1", "fallback": ["moved"]},
+    }
+    (tmp_path / "home" / "profiles.yaml").write_text(yamlio.dump(now))
+    assert models(profiles, "local") == ["openai_compatible@local:m-3", "openai_compatible@local:m-4"]
+    for name in ("moved", "gone", "late"):
+        with pytest.raises(Invalid, match="not what it was when the server started") as caught:
+            profiles.get(name)
+        assert caught.value.hint == "restart the server"
+        with pytest.raises(Invalid, match="not what it was when the server started"):
+            profiles.check_place(f"openai_compatible@{name}")
+    with pytest.raises(Invalid, match="its fallback 'moved' cannot be used"):
+        profiles.get("on_moved")
+    assert {place.base_url for place in profiles.endpoints().values()} == {place.base_url for place in first.values()}
+    assert "openai_compatible@late" not in profiles.endpoints()
+    assert profiles.prices() == prices
+    assert {problem.profile for problem in profiles.problems()} == {"moved", "gone", "late", "on_moved"}
+    (tmp_path / "home" / "profiles.yaml").write_text("moved: {")  # half written
+    assert profiles.endpoints() == first
+    (tmp_path / "home" / "profiles.yaml").unlink()
+    assert profiles.get("moved") is None
+
+
 def test_a_data_folder_in_the_project_is_the_operators(tmp_path: Path) -> None:
     home = tmp_path / ".ksi"
     home.mkdir()
-    (home / "profiles.yaml").write_text("mine: {model: m-1, price: free}\n")
+    (home / "profiles.yaml").write_text("mine: {model: m-1, provider: anthropic, price: free}\n")
     mine = Profiles(user=home, project=tmp_path, knows=lambda _: False).get("mine")
     assert mine is not None
     assert mine.layer == "user"

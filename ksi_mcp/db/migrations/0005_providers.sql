@@ -53,6 +53,10 @@ CREATE TABLE new_turn (
 );
 INSERT INTO new_turn (n, turn_id, session_id, seq, priority, state, run_at_ms, orchestration_id, provider, prompt, reply_event, timeout_s, op_class, created_by, cause_id, root_id, hops, depth, attempt, owner, tries, blocked_on, result, partial_text, error_class, error, cost_usd_micros, tokens, created_at_ms, started_at_ms, finished_at_ms, held, parked_on, question, expect, checks, cache, link, first_error, reused, answered_by, moved_from, rescues)
 SELECT n, turn_id, session_id, seq, priority, state, run_at_ms, orchestration_id, provider, prompt, reply_event, timeout_s, op_class, created_by, cause_id, root_id, hops, depth, attempt, owner, tries, blocked_on, result, partial_text, error_class, error, cost_usd_micros, tokens, created_at_ms, started_at_ms, finished_at_ms, held, parked_on, question, expect, checks, cache, link, first_error, reused, answered_by, moved_from, rescues FROM turn;
+-- Numbers of turns that were removed are not given again: checkpoints tell by them what came later.
+INSERT INTO sqlite_sequence (name, seq) SELECT 'new_turn', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'new_turn');
+UPDATE sqlite_sequence SET seq = MAX(seq, COALESCE((SELECT old.seq FROM sqlite_sequence AS old WHERE old.name = 'turn'), 0))
+WHERE name = 'new_turn';
 DROP TABLE turn;
 ALTER TABLE new_turn RENAME TO turn;
 -- At most one turn of a session is at its head: the law of the lane, held by the database itself.
