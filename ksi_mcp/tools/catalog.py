@@ -79,6 +79,8 @@ DEFAULT_TOOLS: tuple[str, ...] = (
     "composition_discover",
     "composition_get",
     "composition_fork",
+    "composition_diff",
+    "composition_merge",
     "composition_track_decision",
     "orchestration_start",
     "orchestration_status",

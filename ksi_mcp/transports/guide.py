@@ -12,7 +12,7 @@ KSI runs teams of agents for you: durable conversations that exchange messages b
 Everything is stored as it happens; nothing depends on this connection.
 
 Begin:
-1. composition_discover(type="orchestration") lists patterns (debate, tournament, consensus ...).
+1. composition_discover(task="what is to be done") ranks patterns with reasons, or says that none fits.
 2. orchestration_start(pattern, vars, budget={"usd": 1}) makes the agents and rules and returns `strategy`: \
 carry it out with the tools below, or pass orchestrator="agent" to let an agent do it.
 3. orchestration_status shows agents, spend, and what to do next.
@@ -44,7 +44,7 @@ def add_prompts(server: MCPServer[Any]) -> None:
         choice = (
             f"Use the pattern {pattern!r} (composition_get shows it)."
             if pattern
-            else "Choose a pattern: composition_discover(type='orchestration', text=...) and composition_get."
+            else "Choose a pattern: composition_discover(task=...) and composition_get."
         )
         return (
             f"Goal: {goal}\n\n{choice} Start it with orchestration_start and a budget, carry out the strategy it "

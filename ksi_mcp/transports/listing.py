@@ -51,7 +51,7 @@ def brief(schema: dict[str, Any], depth: int = 0) -> dict[str, Any]:
     """The schema without the bounds that only guard the server: it checks every call against them all the same."""
     out: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in _GUARDS or (key == "additionalProperties" and depth) or _is_guard(key, value):
+        if key in _GUARDS or key == "additionalProperties" or _is_guard(key, value):
             continue
         if key == "default" and value is False:  # what a switch is, unless it is set
             continue
