@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ksi_mcp.compositions.drafts import AgentDraft, variables_of
 from ksi_mcp.compositions.flatten import Flattener, Lookup, included_texts
-from ksi_mcp.compositions.model import Composition, Problem, join_problems, parse_head, text_of
+from ksi_mcp.compositions.model import Composition, Problem, join_problems, parse_head, parse_reference, text_of
 from ksi_mcp.compositions.reading import Problems
 from ksi_mcp.compositions.resolve import parts_of
 from ksi_mcp.errors import Invalid
@@ -33,6 +33,7 @@ def examine(document: object, lookup: Lookup) -> Examined:
     composition = parse_head(document, problems.found)
     dangling: list[str] = []
     flat = composition
+    lookup = _with_itself(composition, lookup)
     try:
         flat = Flattener(lookup, dangling).flatten(composition)
     except Invalid as invalid:  # a circle, or something that is no reference: its own parts can be checked still
@@ -63,6 +64,16 @@ def check(document: object, lookup: Lookup, *, what: str) -> tuple[Composition, 
     if found.composition is None:
         raise Invalid(f"{what}: {join_problems(list(found.problems))}")
     return found.composition, list(found.warnings)
+
+
+def _with_itself(composition: Composition, lookup: Lookup) -> Lookup:
+    """What the library would find if the document were in it: a document that extends itself is a circle."""
+
+    def found(reference: str) -> Composition | None:
+        name, version = parse_reference(reference)
+        return composition if name == composition.name and version is None else lookup(reference)
+
+    return found
 
 
 def _check_profile(agent: AgentDraft, lookup: Lookup, dangling: list[str], problems: Problems) -> None:

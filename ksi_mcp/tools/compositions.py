@@ -12,6 +12,8 @@ from ksi_mcp.tools.measured import MeasuredView, measured
 from ksi_mcp.tools.tool import View, tool
 
 MAX_PROBLEMS = 200
+
+
 class CompositionView(View):
     """A composition whole. With resolve, parents are merged in and the included texts come along."""
 

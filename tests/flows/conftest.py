@@ -36,7 +36,7 @@ CLIENT_LED = ALWAYS | {"agent_send", "composition_track_decision", "orchestratio
 TOOLS_OF: dict[str, set[str]] = {
     "pipeline_with_review": CLIENT_LED | {"routing_explain", "completion_answer"},
     "debate_with_judge": CLIENT_LED | {"agent_spawn", "orchestration_control"},
-    "consensus": CLIENT_LED | {"event_emit", "composition_fork"},
+    "consensus": CLIENT_LED | {"event_emit", "composition_fork", "composition_diff", "composition_merge"},
     "adaptive_tournament": CLIENT_LED
     | {"event_emit", "routing_query_rules", "routing_delete_rule", "agent_terminate", "agent_list"},
     "map_reduce_research": CLIENT_LED | {"agent_spawn", "routing_add_rule"},

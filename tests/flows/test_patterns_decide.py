@@ -134,6 +134,11 @@ async def test_a_panel_reaches_consensus_by_what_the_moderator_passes_on(perform
             reason=f"run {stage.run} needed two rounds",
             modifications={"variables.max_rounds.default": 2},
         )
+        # A second look at what was changed, and it goes into a version of the pattern's own line.
+        compared = await stage.call("composition_diff", a="consensus", b="consensus_in_two")
+        merged = await stage.call(
+            "composition_merge", source="consensus_in_two", target="consensus", name="consensus_next"
+        )
 
         assert sorted(ended["summary"].split("; ")) == [
             "sqlite: few writers", "sqlite: sqlite: one file to copy", "sqlite: sqlite: one file to copy"
@@ -150,6 +155,10 @@ async def test_a_panel_reaches_consensus_by_what_the_moderator_passes_on(perform
         copy = (await stage.look("composition_get", name="consensus_in_two"))["document"]
         assert (copy["variables"]["max_rounds"]["default"], forked["parent"]) == (2, "consensus")
         assert stage.run in json.dumps(copy["lineage"])
+        assert "variables.max_rounds.default" in [change["path"] for change in compared["changes"]]
+        assert merged.get("conflicts") in (None, [])
+        following = (await stage.look("composition_get", name="consensus_next"))["document"]
+        assert following["variables"]["max_rounds"]["default"] == 2
 
 
 async def test_a_tournament_drops_whoever_has_no_chance_and_ends_with_the_best_solution(perform) -> None:

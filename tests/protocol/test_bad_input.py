@@ -44,7 +44,6 @@ def document(name: str, **more) -> dict:
         ("composition_create", {"document": "name: [unclosed"}, "YAML"),
         ("composition_create", {"document": document("../escape")}, "../escape"),
         ("composition_create", {"document": document("/etc/passwd")}, "/etc/passwd"),
-        ("composition_create", {"document": document("orphan", extends="nowhere")}, "nowhere"),
         ("composition_create", {"document": document("snake", extends="snake")}, "snake"),
         ("composition_create", {"document": "name: huge\ntype: agent\nprompt: " + "x" * 10_000_000}, "limit"),
         ("composition_fork", {"parent": "nowhere", "name": "mine", "reason": "x"}, "nowhere"),
