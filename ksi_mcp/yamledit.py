@@ -90,7 +90,14 @@ class _Edit:
 
     def _change_map(self, node: _Node, before: dict[str, Any], after: dict[str, Any]) -> bool:
         places = dict(node.keys)
-        if before.keys() != places.keys():  # merged keys stand elsewhere
+        elsewhere = before.keys() - places.keys()  # merged keys: kept, or said here from now on
+        if elsewhere - after.keys() or places.keys() - before.keys() - {"<<"}:
+            raise _Anew
+        fresh = {key: value for key, value in after.items() if key not in before}
+        fresh |= {key: after[key] for key in elsewhere if not _alike(before[key], after[key])}
+        if elsewhere:
+            before = {key: value for key, value in before.items() if key in places}
+        if node.flow and elsewhere:
             raise _Anew
         if node.flow and before.keys() != after.keys():
             return False
@@ -99,11 +106,12 @@ class _Edit:
             return False
         for position, (key, value) in enumerate(node.keys):
             start, colon = self._key_at(node, position)
+            if key not in before:  # <<
+                continue
             if key in gone:
                 self._remove(start, max(value.end, colon))
             else:
                 self.change(value, before[key], after[key], indent=node.column, colon=colon)
-        fresh = {key: value for key, value in after.items() if key not in before}
         if fresh:
             last = max(node.end, self._key_at(node, len(node.keys) - 1)[1])
             self._insert(last, _indented(yamlio.dump(fresh), node.column))
@@ -161,7 +169,8 @@ class _Edit:
         line_start = self._text.rfind("\n", 0, start) + 1
         if self._text[line_start:start].strip():
             raise _Anew
-        self._edits.append((line_start, min(self._line_end(end) + 1, len(self._text)), ""))
+        below = self._text.find("\n", end) + 1
+        self._edits.append((line_start, below or len(self._text), ""))
 
     def _insert(self, after: int, lines: str) -> None:
         end = self._line_end(after)
@@ -169,7 +178,9 @@ class _Edit:
 
     def _line_end(self, at: int) -> int:
         end = self._text.find("\n", at)
-        return len(self._text) if end < 0 else end
+        if end < 0:
+            return len(self._text)
+        return end - 1 if end > at and self._text[end - 1] == "\r" else end
 
     def _key_at(self, node: _Node, position: int) -> tuple[int, int]:
         """Where a key begins, and the place right after its colon."""

@@ -44,5 +44,5 @@ async def combine_named(
     originals, (one, other) = await library.journal.read(flat)
     made = combine(one, other, name, originals=originals)
     checked = await library.validate(made.document)
-    record = await library.create(ctx, made.document, dry_run=dry_run, commit=commit)
+    record = await library.create(ctx, made.document, dry_run=dry_run, commit=commit, made_of=originals)
     return CombinedRecord(composition=record.composition, notes=made.notes, warnings=checked.warnings)

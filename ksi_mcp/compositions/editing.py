@@ -18,6 +18,7 @@ from ksi_mcp import yamlio
 from ksi_mcp.compositions import files, store
 from ksi_mcp.compositions.checking import check
 from ksi_mcp.compositions.fork import modified
+from ksi_mcp.compositions.granting import refuse_beyond
 from ksi_mcp.compositions.library import MAX_REASON_CHARS, Library
 from ksi_mcp.compositions.markdown import text_for
 from ksi_mcp.compositions.model import DEFAULT_VERSION, Composition, Layer, shorten
@@ -104,10 +105,13 @@ async def rewrite(
     expected_hash: str | None = None,
     dry_run: bool = False,
     commit: Commit | None = None,
+    vouched: bool = False,
 ) -> Revised:
     """Replace a composition's document by what `change` makes of it; `event` tells of it, with both versions.
 
-    The version is `change`'s own affair. Nothing is written if there is nothing to change.
+    The version is `change`'s own affair. Nothing is written if there is nothing to change. An agent writes over what
+    asks for no more than it holds: a prompt steers whatever its agent may do. `vouched`: what was asked for before
+    may be asked for still, since something else than the agent's word speaks for the change.
 
     Raises:
         NotFound: there is none; Refused: it is in a layer that is not written.
@@ -134,6 +138,8 @@ async def rewrite(
             f"a composition keeps its name, and {shorten(str(after.get('name')))!r} is another",
             hint="composition_fork makes one of another name",
         )
+    if any(after.get(key) != before.document.get(key) for key in ("type", "component_type")):
+        raise Invalid("a composition keeps its type", hint="composition_create makes one of another type")
     unchanged = _same(before.document, after)
     if expected_hash is not None and not unchanged:
         _expect(before, expected_hash)
@@ -141,6 +147,9 @@ async def rewrite(
     composition, warnings = await library.journal.read(
         lambda tx: check(after, store.lookup_in(tx), what="the composition")
     )
+    if not unchanged:
+        known_asks = (before,) if vouched else ()
+        await library.journal.read(lambda tx: refuse_beyond(tx, ctx, composition, *known_asks))
     revised = Revised(before=before, composition=composition, layer=layer, text=written, warnings=tuple(warnings))
     if dry_run or (unchanged and not await library.journal.read(lambda tx: _is_unfinished(tx, composition))):
         return revised

@@ -206,14 +206,15 @@ def replace_file(root: Path, path: str, text: str, *, instead_of: str) -> None:
     target = _inside(root, path)
     try:
         with _only_one(target.parent):
-            if read_text(root, path) != instead_of:
-                raise Conflict(
-                    f"the file of {target.stem!r} was changed in the meantime",
-                    hint="read it again, then repeat the call",
-                )
             temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
             try:
                 _write_synced(temporary, data, mode=stat.S_IMODE(target.stat().st_mode))
+                # Last of all: an editor does not ask for the lock, and making text durable takes a while.
+                if read_text(root, path) != instead_of:
+                    raise Conflict(
+                        f"the file of {target.stem!r} was changed in the meantime",
+                        hint="read it again, then repeat the call",
+                    )
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from ksi_mcp.compositions.checking import examine
 from ksi_mcp.compositions.files import FileProblem, FoundFile
 from ksi_mcp.compositions.finding import Finder, Sieve
 from ksi_mcp.compositions.fork import Lineage, forked_document
+from ksi_mcp.compositions.granting import refuse_beyond
 from ksi_mcp.compositions.model import (
     Composition,
     Layer,
@@ -182,6 +183,7 @@ class Library:
         *,
         dry_run: bool = False,
         commit: Commit | None = None,
+        made_of: Sequence[Composition] = (),
     ) -> CompositionRecord:
         """Write a new composition to the writable layer.
 
@@ -195,6 +197,7 @@ class Library:
         plain = await asyncio.to_thread(loaded, document)
         plan = await self._journal.read(lambda tx: planned(tx, plain))
         await self._journal.read(lambda tx: refuse_taken(tx, plan.composition.name, (layer, plan.path)))
+        await self._journal.read(lambda tx: refuse_beyond(tx, ctx, plan.composition, *made_of))
         if not dry_run:
             try:
                 await asyncio.to_thread(files.create_file, self._roots[layer], plan.path, plan.text)
@@ -240,6 +243,8 @@ class Library:
         )
         plan = await self._fork_plan(name, lineage, modifications or {})
         await self._journal.read(lambda tx: refuse_taken(tx, name, (layer, plan.path)))
+        checked = plan.composition
+        await self._journal.read(lambda tx: refuse_beyond(tx, ctx, checked, found.composition))
         if dry_run:
             return CompositionRecord(composition=plan.composition, layer=layer)
         try:

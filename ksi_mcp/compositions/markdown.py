@@ -86,6 +86,8 @@ def _candidates(text: str, path: str, document: dict[str, Any], *, max_bytes: in
             if page.matter and (kept := _edited(page.matter, told)) is not None:
                 yield f"---\n{kept}---\n{shown}"
             yield f"---\n{yamlio.dump(told)}---\n{shown}" if told else shown
+    if page is not None and page.matter and (kept := _edited(page.matter, document)) is not None:
+        yield f"---\n{kept.rstrip()}\n---\n"
     yield f"---\n{yamlio.dump(document)}---\n"
 
 

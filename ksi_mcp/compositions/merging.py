@@ -17,6 +17,7 @@ from ksi_mcp.compositions.changes import Diff
 from ksi_mcp.compositions.diff import diff
 from ksi_mcp.compositions.editing import next_version, rewrite
 from ksi_mcp.compositions.fork import Lineage
+from ksi_mcp.compositions.granting import refuse_beyond
 from ksi_mcp.compositions.library import Library
 from ksi_mcp.compositions.lineage import Base, common_ancestor
 from ksi_mcp.compositions.merge import Conflict as MergeConflict
@@ -154,6 +155,7 @@ async def _write(job: _Job, document: dict[str, Any], changes: int) -> Compositi
         return revised.composition
     layer, root = library.writable()
     plan = await library.journal.read(lambda tx: _new_plan(tx, document, layer))
+    await library.journal.read(lambda tx: refuse_beyond(tx, ctx, plan.composition, target))
     if not wish.dry_run:
         await asyncio.to_thread(files.create_file, root, plan.path, plan.text)
         told = {"version": plan.composition.version, **facts}

@@ -203,3 +203,7 @@ LIMIT 1
 -- has_others
 -- why: only a version that came after another can be an update that nothing tells of.
 SELECT hash FROM composition_version WHERE name = :name AND hash <> :hash LIMIT 1
+
+-- rights_of
+-- why: an agent writes nothing into the library that asks for more than it holds.
+SELECT capabilities, routing_level, settings FROM agent WHERE agent_id = :agent_id AND status = 'active'

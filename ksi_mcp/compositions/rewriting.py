@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ksi_mcp.compositions import editing, files
+from ksi_mcp.compositions.granting import refuse_beyond
 from ksi_mcp.compositions.library import Library
 from ksi_mcp.compositions.model import LAYERS, Composition, Layer
 from ksi_mcp.compositions.planning import Plan, planned
@@ -56,9 +57,10 @@ async def supersede(
             return document
 
         revised = await editing.rewrite(
-            library, ctx, expected.name, change, event=event, dry_run=dry_run, commit=commit
+            library, ctx, expected.name, change, event=event, dry_run=dry_run, commit=commit, vouched=True
         )
         return CompositionRecord(composition=revised.composition, layer=revised.layer)
+    await library.journal.read(lambda tx: refuse_beyond(tx, ctx, plan.composition, expected))
     if not dry_run:
         await asyncio.to_thread(files.create_file, root, plan.path, plan.text)
         await library.index(ctx, layer, plan, event=event, commit=commit)
