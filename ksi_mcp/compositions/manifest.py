@@ -115,6 +115,12 @@ def make_bundle(
     Raises:
         Invalid: it would be more than a bundle holds, or not be taken.
     """
+    most = archive.MAX_ENTRIES - 3  # the manifest, the signature and the runs are entries too
+    if len(members) > most:
+        raise Invalid(
+            f"{len(members):,} compositions, a bundle takes {most:,}",
+            hint="take fewer at a time, of a folder its subfolders one by one",
+        )
     contents: dict[str, bytes] = {}
     described: list[Entry] = []
     for role, composition, text in members:

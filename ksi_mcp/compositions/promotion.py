@@ -85,7 +85,14 @@ def check_promotable(found: Evidence) -> None:
             f"{what}: {found.result.verdict}, by {found.metric} ({interval})",
             hint="only a fork that is shown to be better is promoted",
         )
-    if found.guard is not None and found.guard.winner == "a":
+    guard = found.guard
+    if guard is not None and guard.a.n and guard.b.n < SAID_SHARE * found.b.runs * guard.a.n / found.a.runs:
+        raise Conflict(
+            f"{what}: {guard.b.n} of {found.b.runs} runs of {found.b.name} say whether they succeeded, "
+            f"{guard.a.n} of {found.a.runs} of {found.a.name}",
+            hint="a fork that no longer says whether it succeeds is not shown to be no worse",
+        )
+    if guard is not None and guard.winner == "a":
         raise Refused(
             f"{what}: it is better by {found.metric}, but succeeds less often",
             hint="a cheaper failure is no improvement",

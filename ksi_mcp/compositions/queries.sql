@@ -92,6 +92,13 @@ INSERT INTO composition_run (run_id, name, hash, version, outcome, success, scor
                              duration_s, ended_at_ms, origin, reported_by, suite)
 VALUES (:run_id, :name, :hash, :version, :outcome, :success, :score, :metrics, :usd_micros, :tokens, :turns,
         :duration_s, :ended_at_ms, :origin, :reported_by, :suite)
+ON CONFLICT (run_id) DO UPDATE SET  -- a bundle claimed it: what was measured here takes the claim's place
+    name = excluded.name, hash = excluded.hash, version = excluded.version, outcome = excluded.outcome,
+    success = excluded.success, score = excluded.score, metrics = excluded.metrics, usd_micros = excluded.usd_micros,
+    tokens = excluded.tokens, turns = excluded.turns, duration_s = excluded.duration_s,
+    ended_at_ms = excluded.ended_at_ms, origin = excluded.origin, reported_by = excluded.reported_by,
+    suite = excluded.suite
+WHERE composition_run.origin LIKE 'bundle:%'
 
 -- drop_run
 -- why: a run that goes on from a checkpoint has not ended, so nothing came of it yet.
@@ -175,11 +182,12 @@ ORDER BY ended_at_ms DESC, run_id
 LIMIT :limit
 
 -- claim_run
--- why: a run that came with a bundle is kept as a claim; one that is known already stays as it is.
+-- why: a run that came with a bundle is kept as a claim; one of this place, known or still going on, is no other's.
 INSERT INTO composition_run (run_id, name, hash, version, outcome, success, score, metrics, usd_micros, tokens, turns,
                              duration_s, ended_at_ms, origin)
-VALUES (:run_id, :name, :hash, :version, :outcome, :success, :score, :metrics, :usd_micros, :tokens, :turns,
-        :duration_s, :ended_at_ms, :origin)
+SELECT :run_id, :name, :hash, :version, :outcome, :success, :score, :metrics, :usd_micros, :tokens, :turns,
+       :duration_s, :ended_at_ms, :origin
+WHERE NOT EXISTS (SELECT 1 FROM orchestration WHERE orchestration_id = :run_id)
 ON CONFLICT (run_id) DO NOTHING
 
 -- claimed_runs
@@ -193,6 +201,7 @@ ORDER BY name, origin
 -- known_run_ids
 -- why: a second import changes nothing, so it has to know which runs it need not bring.
 SELECT run_id FROM composition_run WHERE run_id IN (SELECT value FROM json_each(:ids))
+UNION SELECT orchestration_id FROM orchestration WHERE orchestration_id IN (SELECT value FROM json_each(:ids))
 
 -- was_imported
 -- why: an import that is repeated after a crash is completed, and reported once.

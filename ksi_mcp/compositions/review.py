@@ -102,6 +102,10 @@ def review(
             names[item.entry.name] = other = check_name(f"{prefix}{item.entry.name}", what="the prefixed name")
             composition = _parsed(item, {**renamed(document, names), "name": other})
             standing, there = _standing(composition, look)
+        if composition.name in done:
+            raise Invalid(
+                f"two compositions of the bundle would be named {composition.name!r}", hint="give another prefix"
+            )
         asks, warnings = asks_of(composition)
         done[composition.name] = composition
         asks = _with_inherited(asks, composition, lambda name: done.get(name) or _found(look, name))

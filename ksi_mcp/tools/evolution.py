@@ -12,6 +12,7 @@ from ksi_mcp.compositions.comparing import Question, check_metric, compare
 from ksi_mcp.compositions.evidence import MIN_RUNS, Estimate
 from ksi_mcp.compositions.model import Composition, parse_reference, shorten
 from ksi_mcp.compositions.promotion import Evidence, Promotion, Side
+from ksi_mcp.compositions.review import asks_of
 from ksi_mcp.compositions.rewriting import supersede
 from ksi_mcp.db import Tx
 from ksi_mcp.decisions.model import recorded_agent
@@ -178,7 +179,7 @@ async def composition_promote(
         hash="",
         promoted_from=f"{fork.name}@{fork.version}",
         replaces=f"{parent.name}@{parent.version}",
-        evidence=ComparisonView.of(found, _notes(found, fork)),
+        evidence=ComparisonView.of(found, [*_notes(found, fork), *_asks_more(parent, fork)]),
     )
     facts = {
         "version": document["version"],
@@ -285,6 +286,17 @@ def _notes(found: Evidence, fork: Composition | None) -> list[str]:
     if found.guard is not None and found.guard.winner == "a":
         notes.append(f"{found.b.name} succeeds less often than {found.a.name}")
     return notes
+
+
+def _asks_more(parent: Composition, fork: Composition) -> list[str]:
+    """What the fork's agents ask for and its parent's did not; they get what the operator grants, at most."""
+    before, after = asks_of(parent)[0], asks_of(fork)[0]
+    more = [f"capability {name}" for name in after.capabilities if name not in before.capabilities]
+    more += [f"MCP server {name}" for name in after.mcp_servers if name not in before.mcp_servers]
+    more += [f"model {name}" for name in after.models if name not in before.models]
+    if after.routing_level != before.routing_level and after.routing_level is not None:
+        more.append(f"routing level {after.routing_level}")
+    return [f"{fork.name} asks for what {parent.name} did not: {', '.join(more)}"] if more else []
 
 
 def _now(call: Call) -> str:

@@ -68,7 +68,8 @@ async def test_a_worker_killed_at_random_moments_loses_nothing_and_repeats_nothi
 
     for _ in range(KILLS):
         worker = start_worker(tmp_path)
-        await asyncio.sleep(0.4 + chance.random() * 0.5)
+        await begun(tmp_path, worker)
+        await asyncio.sleep(chance.random() * 0.5)
         worker.send_signal(signal.SIGKILL)
         worker.wait(10)
     last = start_worker(tmp_path)
@@ -105,6 +106,14 @@ async def test_a_worker_killed_at_random_moments_loses_nothing_and_repeats_nothi
     assert ask("SELECT SUM(cost_usd_micros), SUM(tokens) FROM turn").fetchone() == (spent, tokens)
     assert ask("SELECT COUNT(*) FROM provider_call WHERE state = 'uncertain'").fetchone()[0] > 0  # some were cut off
     assert ask("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def begun(home: Path, worker: subprocess.Popen[bytes]) -> None:
+    """Until that worker is at work; a kill before would cut nothing off."""
+    ask = sqlite3.connect(home / "ksi.db").execute
+    async with asyncio.timeout(30):
+        while worker.poll() is None and not ask("SELECT 1 FROM worker WHERE pid = ?", (worker.pid,)).fetchall():  # noqa: ASYNC110  a row
+            await asyncio.sleep(0.01)
 
 
 def start_worker(home: Path) -> subprocess.Popen[bytes]:
