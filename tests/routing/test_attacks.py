@@ -82,6 +82,9 @@ async def test_no_way_leads_to_a_higher_level_than_ones_own(open_house, way: str
                 "name": "wide", "type": "orchestration", "agents": {"ear": ear},
                 "orchestration_logic": {"strategy": "Listen."},
             }  # fmt: skip
+            await house.call(
+                "composition_discover"
+            )  # the index follows the files before anybody looks at what is written
             assert "would ask for" in await refused(house, Refused, agent, "composition_create", document=document)
             await house.call("composition_create", document=document)  # somebody else has written it
             assert "cannot grant routing_level" in await refused(
