@@ -109,10 +109,6 @@ class Context:
     orchestration_id: OrchestrationId | None = None
     slot: Slot | None = None
 
-    def hop(self, *, cause_id: str) -> Context:
-        """The context of something delivered because of `cause_id`: one hop further on."""
-        return replace(self, cause_id=cause_id, hops=self.hops + 1, slot=None)
-
 
 def within(ctx: Context, orchestration_id: str | None) -> Context:
     """The same call, as part of a run."""

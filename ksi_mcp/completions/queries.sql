@@ -34,10 +34,6 @@ VALUES (:turn_id, :round, :idx, :tool, :args, :result, :is_error, :now_ms)
 ON CONFLICT (turn_id, round, idx) DO UPDATE SET tool = excluded.tool, args = excluded.args, result = excluded.result,
                                                   is_error = excluded.is_error
 
--- stored_result
--- why: a tool call whose effect is in the store is never run again.
-SELECT result, is_error FROM tool_call WHERE turn_id = :turn_id AND round = :round AND idx = :idx
-
 -- store_note
 -- why: why a reply was not taken; it goes before the next round, also after a restart.
 INSERT INTO round_note (turn_id, round, text, at_ms) VALUES (:turn_id, :round, :text, :now_ms)

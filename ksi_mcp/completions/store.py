@@ -127,14 +127,6 @@ def store_result(tx: Tx, slot: Slot, *, tool: str, args: dict[str, Any], result:
     )
 
 
-def stored_result(tx: Tx, slot: Slot) -> StoredResult | None:
-    """The result in that place, if there is one."""
-    row = tx.one("completions.stored_result", {"turn_id": slot.turn_id, "round": slot.round, "idx": slot.index})
-    if row is None:
-        return None
-    return StoredResult(index=slot.index, text=row["result"], is_error=bool(row["is_error"]))
-
-
 def give_kept_results(tx: Tx, call_id: int, *, turn_id: str, number: int) -> dict[int, StoredResult]:
     """Give a round that was answered by another call the results of its tools whose effect stays; by index."""
     values = {"call_id": call_id, "turn_id": turn_id, "number": number, "now_ms": tx.now_ms}

@@ -196,12 +196,6 @@ UPDATE turn SET state = 'parked', owner = NULL, parked_on = :parked_on, question
                 held = (SELECT suspended FROM session WHERE session.session_id = turn.session_id)
 WHERE turn_id = :turn_id AND state = 'running' AND attempt = :attempt AND owner = :owner
 
--- unpark
--- why: a parked turn may try again, from the front of its session.
-UPDATE turn SET state = 'ready', parked_on = NULL, question = NULL, blocked_on = NULL, run_at_ms = :now_ms, tries = 0,
-                held = (SELECT suspended FROM session WHERE session.session_id = turn.session_id)
-WHERE turn_id = :turn_id AND state = 'parked'
-
 -- resume_batched
 -- why: the result of a batch is there: the turn runs again, as the attempt that it was.
 UPDATE turn SET state = 'running', owner = :owner, parked_on = NULL

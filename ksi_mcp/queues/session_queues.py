@@ -218,11 +218,6 @@ class SessionQueues:
         self._one_row(tx.run("queues.park", values), turn)
         tx.announce(WOKEN)
 
-    def unpark(self, tx: Tx, turn_id: str) -> bool:
-        """Let a parked turn try again; False if it is not parked."""
-        tx.announce(WOKEN)
-        return tx.run("queues.unpark", {"turn_id": turn_id, "now_ms": tx.now_ms}) == 1
-
     def resume_batched(self, tx: Tx, turn_id: str, owner: WorkerId, call_id: int) -> Turn | None:
         """Let a turn that waits for its batch run again; None if it does not wait (any more)."""
         row = tx.one("queues.resume_batched", {"turn_id": turn_id, "owner": owner, "call_id": call_id})
