@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from ksi_mcp.access.tokens import AccessTokens
 from ksi_mcp.agents.model import Agent
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
@@ -34,7 +35,6 @@ from ksi_mcp.completions.toolcalls import ToolRunner
 from ksi_mcp.completions.turns import TurnRunner
 from ksi_mcp.completions.units import TurnUnits
 from ksi_mcp.completions.worker import Worker
-from ksi_mcp.compositions.federation import Federation
 from ksi_mcp.compositions.files import builtin_root
 from ksi_mcp.compositions.library import Library
 from ksi_mcp.config import Config, Home, load_config
@@ -127,7 +127,17 @@ class App:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._options.worker == "detached":
+            await self._leave_to_somebody()
         await self._close()
+
+    async def _leave_to_somebody(self) -> None:
+        """Whoever enqueues and leaves at once has not seen a worker start; nobody else might."""
+        try:
+            if await self.unfinished() and (failed := await self._launcher.ensure()):
+                logger.error("the worker process could not be started: %s", failed)
+        except Exception:
+            logger.exception("it could not be seen to that a worker process goes on")
 
     def _take_lock(self) -> None:
         try:
@@ -159,13 +169,14 @@ class App:
             queues=queues,
             roster=roster,
             library=library,
-            federation=Federation(journal, library, home=self.home.root),
+            data_folder=self.home.root,
             decisions=DecisionLog(journal, library),
             router=router,
             conductor=Conductor(journal, library, roster, router, ledger),
             supervisor=Supervisor(journal, queues, roster, router, config.supervision),
             registry=registry,
             prices=Prices(registry.price_overrides()),
+            access=AccessTokens(journal),
         )
         self.services.supervisor.listen()
         self.services.conductor.listen()

@@ -149,6 +149,16 @@ class MonitorConfig(_Strict):
     stuck_s: float | None = Field(default=60, ge=0, le=86_400, description="a turn is stuck so long after its deadline")
 
 
+class TasksConfig(_Strict):
+    """Calls that a client hands over, to ask about them later."""
+
+    ttl_s: float = Field(default=86_400, ge=60, le=2_592_000, description="one is kept so long, with its result")
+    open: int = Field(default=100, ge=1, le=10_000, description="so many of one caller may wait at one time")
+    kept: int = Field(
+        default=1_000, ge=1, le=100_000, description="so many of one caller are kept; beyond, calls wait as always"
+    )
+
+
 class Config(_Strict):
     """`config.yaml`: every key is optional, an unknown one is an error."""
 
@@ -175,6 +185,7 @@ class Config(_Strict):
     monitor: MonitorConfig = MonitorConfig()
     damping: DampingConfig = DampingConfig()
     routing: RoutingConfig = RoutingConfig()
+    tasks: TasksConfig = TasksConfig()
     prices: dict[str, Any] = Field(default_factory=dict, description="USD per million tokens, by model, or `free`")
     max_depth: int = Field(
         default=256, ge=1, le=100_000, description="turns since the first cause, unless a pattern says"
@@ -232,6 +243,11 @@ class Home:
     def worker_log(self) -> Path:
         """What the detached worker says."""
         return self.logs / "worker.log"
+
+    @property
+    def unguarded_lock(self) -> Path:
+        """Held by a server that asks for no token."""
+        return self.root / "unguarded.lock"
 
     @property
     def token(self) -> Path:

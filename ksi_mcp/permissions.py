@@ -2,7 +2,7 @@
 
 Default is refuse: an agent holds exactly the capabilities it was spawned with, and a tool names
 the one capability it needs. The operator (the MCP client or the command line on this machine)
-holds them all.
+holds them all. A reader sees what the operator sees, and can call nothing that changes anything.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ AGENT_CAPABILITIES: tuple[Capability, ...] = (
 )
 """Every capability an agent can be given, in the order in which they are shown."""
 
-ActorKind = Literal["operator", "agent", "system"]
+ActorKind = Literal["operator", "reader", "agent", "system"]
 
 RoutingLevel = Literal["none", "self", "children", "orchestration", "global"]
 """Whose routes an agent may change: nobody's, its own, also those of all that descend from it, of its run, all."""
@@ -68,6 +68,8 @@ class Actor:
 
 
 OPERATOR = Actor(kind="operator")
+READER = Actor(kind="reader")
+"""Whoever comes with a read-only token."""
 SYSTEM = Actor(kind="system")
 
 
@@ -80,7 +82,7 @@ def actor_of(source: str) -> Actor:
     """The actor behind a stored `source` string such as `agent:a_7f3kq0m2xd`."""
     if source.startswith("agent:"):
         return agent_actor(source.removeprefix("agent:"))
-    return OPERATOR if source == "operator" else SYSTEM
+    return {"operator": OPERATOR, "reader": READER}.get(source, SYSTEM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

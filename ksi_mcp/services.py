@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from ksi_mcp.access.tokens import AccessTokens
 from ksi_mcp.agents.roster import Roster
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.prices import Prices
 from ksi_mcp.clock import Clock
-from ksi_mcp.compositions.federation import Federation
 from ksi_mcp.compositions.library import Library
 from ksi_mcp.config import Config
 from ksi_mcp.decisions.log import DecisionLog
@@ -31,10 +32,11 @@ class Services:
     queues: SessionQueues
     roster: Roster
     library: Library
-    federation: Federation
     decisions: DecisionLog
     router: Router
     conductor: Conductor
     supervisor: Supervisor
     registry: ProviderRegistry
     prices: Prices
+    access: AccessTokens
+    data_folder: Path

@@ -48,6 +48,12 @@ def grants(tx: Tx, ctx: Context) -> Grants:
     )
 
 
+def has_ended(tx: Tx, agent_id: str) -> bool:
+    """Whether nothing can be done as this agent any more."""
+    row = tx.one("agents.grants", {"agent_id": agent_id})
+    return row is None or row["status"] != "active"
+
+
 def check_servers(tx: Tx, ctx: Context, wanted: Servers | None) -> None:
     """Other MCP servers are handed on by those who have them only; the operator has all that the configuration permits.
 

@@ -129,25 +129,33 @@ SELECT CASE :group_by WHEN 'agent' THEN agent_id
        COUNT(DISTINCT turn_id) AS turns, COUNT(*) AS calls,
        COUNT(*) FILTER (WHERE reused_from IS NOT NULL) AS reused,
        COUNT(*) FILTER (WHERE state = 'sent') AS under_way,
+       COUNT(*) FILTER (WHERE state = 'failed') AS failed,
        COALESCE(SUM(input_tokens), 0) AS input_tokens, COALESCE(SUM(output_tokens), 0) AS output_tokens,
        COALESCE(SUM(cache_tokens), 0) AS cache_tokens,
        COALESCE(SUM(cost_usd_micros) FILTER (WHERE state <> 'uncertain'), 0) AS usd_micros,
        COUNT(*) FILTER (WHERE state = 'uncertain') AS uncertain_calls,
-       COALESCE(SUM(cost_usd_micros) FILTER (WHERE state = 'uncertain'), 0) AS uncertain_usd_micros
+       COALESCE(SUM(cost_usd_micros) FILTER (WHERE state = 'uncertain'), 0) AS uncertain_usd_micros,
+       COALESCE(SUM(CASE WHEN state = 'sent' THEN (SELECT h.reserved_usd_micros FROM hold h WHERE h.hold_id = c.hold_id
+                                                   AND h.state IN ('reserved', 'sent')) END), 0) AS reserved_usd_micros,
+       COALESCE(SUM(CASE WHEN reused_from > 0 THEN (SELECT o.cost_usd_micros FROM provider_call o
+                                                    WHERE o.call_id = c.reused_from) END), 0) AS saved_usd_micros
 FROM (SELECT t.session_id AS agent_id, t.orchestration_id, c.turn_id, c.provider, c.model, c.state, c.reused_from,
-             c.sent_at_ms, c.input_tokens, c.output_tokens, c.cache_tokens, c.cost_usd_micros
+             c.sent_at_ms, c.input_tokens, c.output_tokens, c.cache_tokens, c.cost_usd_micros, c.hold_id
       FROM provider_call c JOIN turn t ON t.turn_id = c.turn_id
       UNION ALL
       SELECT p.agent_id, a.orchestration_id, NULL, p.provider, p.model,
              CASE WHEN p.ended_at_ms IS NULL THEN 'sent'
                   WHEN p.cost_usd_micros > 0 AND p.input_tokens + p.output_tokens + p.cache_tokens = 0 THEN 'uncertain'
                   ELSE 'answered' END, NULL,
-             p.created_at_ms, p.input_tokens, p.output_tokens, p.cache_tokens, p.cost_usd_micros
-      FROM prefetch p JOIN agent a ON a.agent_id = p.agent_id WHERE p.hold_id IS NOT NULL)
+             p.created_at_ms, p.input_tokens, p.output_tokens, p.cache_tokens, p.cost_usd_micros, p.hold_id
+      FROM prefetch p JOIN agent a ON a.agent_id = p.agent_id WHERE p.hold_id IS NOT NULL) AS c
 WHERE (:orchestration_id IS NULL OR orchestration_id = :orchestration_id)
   AND (:since_ms IS NULL OR sent_at_ms >= :since_ms)
   AND (:agents IS NULL OR agent_id IN (SELECT value FROM json_each(:agents)))
 GROUP BY label
+HAVING :after IS NULL OR CASE WHEN :group_by = 'day' THEN label < :after
+                              ELSE COALESCE(SUM(cost_usd_micros), 0) < :after_usd_micros
+                                   OR (COALESCE(SUM(cost_usd_micros), 0) = :after_usd_micros AND label > :after) END
 ORDER BY CASE WHEN :group_by = 'day' THEN label END DESC,
          COALESCE(SUM(cost_usd_micros), 0) DESC, label
 LIMIT :limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final, Protocol
 
+from ksi_mcp.agents import reach
 from ksi_mcp.agents.history import Round, whole_text
 from ksi_mcp.budgets.model import Amount
 from ksi_mcp.completions import store
@@ -57,6 +58,8 @@ class Following:
             TakenOver: nothing does, since the turn belongs to somebody else by now.
         """
         if current.tool_uses:
+            if reach.has_ended(tx, item.agent.agent_id):
+                return self._end_of_the_ended(tx, item, current, cost)
             self._book(tx, item, cost)
             return current
         if current.stop_reason == "pause_turn" and current.number <= item.agent.settings.max_tool_rounds:
@@ -67,6 +70,13 @@ class Following:
             self._book(tx, item, cost)
             return self._unexpected(tx, item, current, asked, wrong)
         return self._end_with_answer(tx, item, current, cost)
+
+    def _end_of_the_ended(self, tx: Tx, item: Loaded, current: Round, cost: Amount | None) -> Ended:
+        """Whoever has ended itself may say its last word; its tools would all be refused, and each round paid."""
+        error = "its agent has ended: the tools that it asked for after that were not run"
+        partial = whole_text((*item.rounds, current))
+        turn = self._finish(tx, item, state="failed", error_class="task", error=error, partial=partial, cost=cost)
+        return Ended(turn=turn, answer=current)
 
     def _book(self, tx: Tx, item: Loaded, cost: Amount | None) -> None:
         """A round that is not the last: its failed tries are history, its cost is the turn's."""

@@ -15,12 +15,13 @@ class ToolOutcome:
     """What a tool gave back.
 
     `stored_text` is what was committed together with the tool's effect, None if nothing was (a tool that
-    only reads, or a call that failed and therefore left nothing).
+    only reads, or a call that failed and therefore left nothing). `code` says what kind of failure it was.
     """
 
     text: str
     is_error: bool
     stored_text: str | None = None
+    code: str | None = None
 
 
 class ToolRunner(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -13,6 +13,10 @@ class Row(Protocol):
 
     def __getitem__(self, key: str, /) -> Any:
         """The value of a column."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]:
+        """The values, in the order of the columns."""
         ...
 
     def keys(self) -> list[str]:

@@ -34,6 +34,16 @@ WHERE event_id < :before_id AND event_id > :after_id
        OR orchestration_id IN (SELECT value FROM json_each(:visible)))
 ORDER BY event_id DESC LIMIT :limit
 
+-- forward
+-- why: oldest first, for whoever counts what has come since; names with wildcards are matched by the caller.
+SELECT * FROM event
+WHERE event_id > :after_id AND event_id <= :until_id
+  AND (:names IS NULL OR name IN (SELECT value FROM json_each(:names)))
+  AND (:orchestration_id IS NULL OR orchestration_id = :orchestration_id)
+  AND (:visible IS NULL OR agent_id IN (SELECT value FROM json_each(:visible))
+       OR orchestration_id IN (SELECT value FROM json_each(:visible)))
+ORDER BY event_id LIMIT :limit
+
 -- delay
 -- why: an event that waits for its time survives a restart.
 INSERT INTO delayed_event (due_ms, event, data, condition, context, orchestration_id, held)

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 AUDIT = (
     "agent:budget_exceeded", "budget:*", "composition:*", "decision:*", "routing:damped", "routing:redriven",
     "routing:refused", "routing:rolled_back", "routing:rule_*", "routing:subscription_changed", "system:refused",
+    "system:token_*",
 )  # fmt: skip
 """Events with a retention of their own: who changed what, spent what, decided what, and was refused what."""
 SWEEP_S = 3_600.0
@@ -139,6 +140,8 @@ class Retention:
         if (days := self._config.events.days) is not None:
             await self._drop_some("events.buried_rules", "events.drop_rules", "rule_id", before_ms=self._before(days))
         await self._drop_rule_versions()
+        over = {"now_ms": self._journal.clock.now_ms(), "limit": UNIT_ROWS}
+        await self._drop_while("tasks.expired", "tasks.drop_expired", over)
         swept = Swept(
             events=events, turns=turns, checkpoints=checkpoints, keys=keys, bytes=freed + events_bytes + turns_bytes
         )

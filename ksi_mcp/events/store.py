@@ -52,6 +52,40 @@ def page(tx: Tx, wanted: EventFilter, *, limit: int, cursor: str | None) -> Even
     return EventPage(events=tuple(found), cursor=str(before))
 
 
+def forward(tx: Tx, wanted: EventFilter, *, limit: int) -> tuple[list[Event], int]:
+    """Oldest first, at most `limit`, and the id up to which everything was looked at: go on from there.
+
+    No more than `SCAN_LIMIT` numbers are looked at in one go.
+    """
+    newest = tx.one("events.last_id")
+    until = min(0 if newest is None else newest["event_id"], wanted.after_id + SCAN_LIMIT)
+    after = wanted.after_id
+    literal = all("*" not in name for name in wanted.names)
+    patterns = [compile_pattern(name) for name in wanted.names]
+    found: list[Event] = []
+    while after < until:
+        rows = tx.all(
+            "events.forward",
+            {
+                "after_id": after,
+                "until_id": until,
+                "names": json.dumps(wanted.names) if wanted.names and literal else None,
+                "orchestration_id": wanted.orchestration_id,
+                "visible": None if wanted.visible_to is None else json.dumps(sorted(wanted.visible_to)),
+                "limit": _CHUNK,
+            },
+        )
+        for row in rows:
+            after = row["event_id"]
+            if literal or any(pattern.fits(row["name"]) for pattern in patterns):
+                found.append(event_of(row))
+                if len(found) == limit:
+                    return found, after
+        if len(rows) < _CHUNK:
+            break
+    return found, max(until, wanted.after_id)
+
+
 def _before(cursor: str | None) -> int:
     if cursor is None:
         return sys.maxsize

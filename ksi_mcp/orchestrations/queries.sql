@@ -608,3 +608,98 @@ SELECT e.run_id, e.case_name, e.turn_id, e.problems, r.outcome
 FROM evaluation_run e LEFT JOIN composition_run r ON r.run_id = e.run_id
 WHERE e.evaluation_id = :evaluation_id
 ORDER BY e.rowid
+
+-- overview_heads
+-- why: every session with work has exactly one head, so this reads the busy sessions and no others, those at work first.
+SELECT head.session_id, head.state, head.parked_on, head.created_at_ms, session.pending,
+       agent.name, agent.model, agent.orchestration_id,
+       (SELECT next.created_at_ms FROM turn AS next WHERE next.session_id = head.session_id AND next.state = 'queued'
+        ORDER BY next.priority DESC, next.seq LIMIT 1) AS next_ms
+FROM turn AS head JOIN session ON session.session_id = head.session_id
+JOIN agent ON agent.agent_id = head.session_id
+WHERE head.state IN ('ready', 'running', 'retrying', 'blocked', 'parked')
+  AND (:orchestration_id IS NULL OR agent.orchestration_id = :orchestration_id)
+  AND (:visible IS NULL OR head.session_id IN (SELECT value FROM json_each(:visible)))
+ORDER BY CASE head.state WHEN 'running' THEN 0 WHEN 'parked' THEN 1 WHEN 'retrying' THEN 2 WHEN 'blocked' THEN 3 ELSE 4 END,
+         head.n
+LIMIT :limit
+
+-- overview_idle
+-- why: agents that have nothing to do come after those that have; the living first, in the order of their making.
+SELECT agent.agent_id FROM agent JOIN session ON session.session_id = agent.agent_id
+WHERE session.pending = 0 AND (agent.status = 'active' OR :ended)
+  AND (:orchestration_id IS NULL OR agent.orchestration_id = :orchestration_id)
+  AND (:visible IS NULL OR agent.agent_id IN (SELECT value FROM json_each(:visible)))
+  AND (:find IS NULL OR instr(lower(agent.name || ' ' || agent.agent_id || ' ' || agent.model || ' '
+                                    || COALESCE(agent.orchestration_id, '')), :find))
+ORDER BY agent.status <> 'active', agent.n LIMIT :limit OFFSET :offset
+
+-- overview_idle_count
+-- why: how many pages of them there are.
+SELECT COUNT(*) AS agents FROM agent JOIN session ON session.session_id = agent.agent_id
+WHERE session.pending = 0 AND (agent.status = 'active' OR :ended)
+  AND (:orchestration_id IS NULL OR agent.orchestration_id = :orchestration_id)
+  AND (:visible IS NULL OR agent.agent_id IN (SELECT value FROM json_each(:visible)))
+  AND (:find IS NULL OR instr(lower(agent.name || ' ' || agent.agent_id || ' ' || agent.model || ' '
+                                    || COALESCE(agent.orchestration_id, '')), :find))
+
+-- overview_agents
+-- why: one page of agents: what each is at, how far that is, what it has cost, what it said last.
+SELECT agent.agent_id, agent.name, agent.orchestration_id, agent.status, agent.draining, agent.provider, agent.model,
+       session.pending, session.tail, session.suspended,
+       account.spent_usd_micros, account.spent_tokens, account.limit_usd_micros, account.closed,
+       head.turn_id, head.state, head.parked_on, head.tries, head.error, head.created_at_ms, head.started_at_ms,
+       head.run_at_ms, head.streamed_chars, substr(head.partial_text, -:chars) AS partial_text,
+       (SELECT COUNT(*) FROM turn_wait WHERE turn_wait.turn_id = head.turn_id) AS waits_for,
+       (SELECT MAX(call.round) FROM provider_call AS call WHERE call.turn_id = head.turn_id) AS round,
+       (SELECT call.model FROM provider_call AS call WHERE call.turn_id = head.turn_id
+        ORDER BY call.call_id DESC LIMIT 1) AS asked_model,
+       (SELECT substr(COALESCE(past.result, past.error, ''), 1, :chars) FROM turn AS past
+        WHERE past.session_id = agent.agent_id AND past.seq BETWEEN 1 AND session.tail - session.pending
+          AND past.state IN ('done', 'failed', 'timed_out')
+        ORDER BY past.seq DESC LIMIT 1) AS said,
+       (SELECT past.state FROM turn AS past
+        WHERE past.session_id = agent.agent_id AND past.seq BETWEEN 1 AND session.tail - session.pending
+          AND past.state IN ('done', 'failed', 'timed_out')
+        ORDER BY past.seq DESC LIMIT 1) AS said_state,
+       (SELECT past.error_class FROM turn AS past
+        WHERE past.session_id = agent.agent_id AND past.seq BETWEEN 1 AND session.tail - session.pending
+          AND past.state IN ('done', 'failed', 'timed_out')
+        ORDER BY past.seq DESC LIMIT 1) AS said_class
+FROM json_each(:agent_ids) AS wanted JOIN agent ON agent.agent_id = wanted.value
+JOIN session ON session.session_id = agent.agent_id JOIN account ON account.account_id = agent.agent_id
+LEFT JOIN turn AS head ON head.session_id = agent.agent_id
+     AND head.state IN ('ready', 'running', 'retrying', 'blocked', 'parked')
+ORDER BY wanted.key
+
+-- overview_run
+-- why: how far one run is; what it still waits for besides turns.
+SELECT (SELECT COUNT(*) FROM agent WHERE agent.orchestration_id = :orchestration_id AND status = 'active') AS agents,
+       (SELECT COALESCE(SUM(session.pending), 0) FROM agent JOIN session ON session.session_id = agent.agent_id
+        WHERE agent.orchestration_id = :orchestration_id) AS pending,
+       (SELECT COALESCE(SUM(session.tail), 0) FROM agent JOIN session ON session.session_id = agent.agent_id
+        WHERE agent.orchestration_id = :orchestration_id) AS turns,
+       (SELECT MIN(due_ms) FROM delayed_event WHERE orchestration_id = :orchestration_id AND held = 0) AS delayed_ms,
+       (SELECT MIN(due_ms) FROM join_open WHERE orchestration_id = :orchestration_id AND remaining_ms IS NULL) AS join_ms
+
+-- overview_living
+-- why: how many agents there are, from the index of living names alone.
+SELECT COUNT(*) AS agents FROM agent WHERE status = 'active'
+  AND (:visible IS NULL OR agent_id IN (SELECT value FROM json_each(:visible)))
+
+-- overview_states
+-- why: how many runs are open, from the index alone.
+SELECT state, COUNT(*) AS runs FROM orchestration WHERE state IN ('running', 'suspended')
+  AND (:visible IS NULL OR orchestration_id IN (SELECT value FROM json_each(:visible))) GROUP BY state
+
+-- overview_breakers
+-- why: models that are not asked at the moment.
+SELECT provider, family, state, opened_at_ms FROM breaker WHERE state <> 'closed' ORDER BY provider, family LIMIT 20
+
+-- overview_names
+-- why: people know agents by their names.
+SELECT agent_id, name FROM agent WHERE agent_id IN (SELECT value FROM json_each(:agent_ids))
+
+-- overview_sources
+-- why: who emitted what was delivered.
+SELECT event_id, source FROM event WHERE event_id IN (SELECT value FROM json_each(:event_ids))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ksi_mcp.clock import Clock
+from ksi_mcp.config import Home
 from ksi_mcp.errors import ProviderError
 from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers import claude_command, claude_events, processes
@@ -26,6 +27,7 @@ from ksi_mcp.providers.claude_events import MICROS, Reading, Spent
 from ksi_mcp.providers.claude_process import ClaudeProcess
 from ksi_mcp.providers.door import Door, Grant
 from ksi_mcp.providers.processes import Processes, process_cap
+from ksi_mcp.unguarded import is_unguarded
 
 __all__ = ["ClaudeCliProvider", "Door", "Grant", "end_recorded", "process_cap"]
 
@@ -80,6 +82,7 @@ class ClaudeCliProvider:
         self, config: ClaudeCliConfig, folder: Path, door: Door | None, environ: Mapping[str, str], clock: Clock
     ) -> None:
         self._config = config
+        self._home = Home(root=folder)
         self._folder = folder / FOLDER
         self._door = door
         self._environ = environ
@@ -134,6 +137,13 @@ class ClaudeCliProvider:
     async def _turn(self, request: Request, reading: Reading, on_text: OnText | None) -> Answer:
         if not request.messages:
             raise ProviderError("there is nothing to send", kind="request", billed="no")
+        if is_unguarded(self._home):
+            raise ProviderError(
+                "a server that asks for no token serves this data folder, and a process of an agent could reach it; "
+                "start that server without --no-auth",
+                kind="request",
+                billed="no",
+            )
         history, last = request.messages[:-1], request.messages[-1]
         agent_id = None if request.behalf is None else request.behalf.ctx.actor.agent_id
         settings, before = self._settings(request), claude_events.digest_of(history)
@@ -179,7 +189,8 @@ class ClaudeCliProvider:
         await self._make_room()
         cwd = claude_command.work_folder(self._folder, agent_id)
         entry = await self._admit(request, agent_id)
-        url, token = (None, None) if entry is None else (entry.grant.url, entry.grant.token)
+        grant = None if entry is None else entry.grant
+        url = None if grant is None else grant.url
         try:
             file = claude_command.system_file(self._folder, request.system)
             try:
@@ -187,7 +198,7 @@ class ClaudeCliProvider:
             except BaseException:
                 file.unlink(missing_ok=True)
                 raise
-            env = claude_command.environment(self._config, self._environ, token)
+            env = claude_command.environment(self._config, self._environ, grant)
             process = await ClaudeProcess.start(self._processes, (program, *given), cwd=cwd, env=env, files=(file,))
         except BaseException:
             if entry is not None:

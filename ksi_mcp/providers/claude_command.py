@@ -20,9 +20,12 @@ from ksi_mcp.errors import ProviderError
 from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers.base import Request, ToolSpec
 from ksi_mcp.providers.claude_events import Spent
+from ksi_mcp.providers.door import Grant
 from ksi_mcp.providers.processes import Processes
 
 TOKEN_ENV: Final = "KSI_AGENT_TOKEN"  # noqa: S105 - the name of the variable, not what is in it
+URL_ENV: Final = "KSI_AGENT_URL"
+"""With both, `ksi-mcp` in a shell of the process is the agent too, in its turns."""
 SERVER: Final = "ksi"
 """The name under which it knows our tools: `mcp__ksi__agent_spawn`."""
 PROMPTS: Final = "prompts"
@@ -115,8 +118,11 @@ def arguments(
     return given
 
 
-def environment(config: ClaudeCliConfig, environ: Mapping[str, str], token: str | None) -> dict[str, str]:
-    """The environment of the process: what every program needs, what the configuration names, our switches."""
+def environment(config: ClaudeCliConfig, environ: Mapping[str, str], grant: Grant | None) -> dict[str, str]:
+    """The environment of the process: what every program needs, what the configuration names, our switches.
+
+    Which data folder this is, it is not told: its shell would be the operator there.
+    """
     passed = {
         name: value
         for name, value in environ.items()
@@ -125,8 +131,8 @@ def environment(config: ClaudeCliConfig, environ: Mapping[str, str], token: str 
     for name in ("NO_PROXY", "no_proxy"):  # the door is on this machine
         passed[name] = ",".join(part for part in (passed.get(name), _LOOPBACK) if part)
     passed |= {name: value for name, value in _SET.items() if name not in config.env}
-    if token is not None:
-        passed[TOKEN_ENV] = token
+    if grant is not None:
+        passed |= {TOKEN_ENV: grant.token, URL_ENV: grant.url}
     return passed
 
 

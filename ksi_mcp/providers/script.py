@@ -48,7 +48,10 @@ class Situation:
         """Read turn, round and prompt off the messages."""
         texts = [(position, text) for position, m in enumerate(request.messages) if (text := _user_text(m)) is not None]
         since = request.messages[texts[-1][0] :] if texts else request.messages
-        results = (block for m in since for block in m.blocks if isinstance(block, ToolResult))
+        calls = [block.id for m in since for block in m.blocks if isinstance(block, ToolUse)]
+        results = [block for m in since for block in m.blocks if isinstance(block, ToolResult)]
+        # Clients may run calls side by side, and tell what ended first: a script counts calls.
+        results.sort(key=lambda block: calls.index(block.tool_use_id) if block.tool_use_id in calls else len(calls))
         return cls(
             agent=request.agent,
             model=request.model,
@@ -242,7 +245,8 @@ def _found(pattern: str, text: str) -> tuple[Any, ...] | None:
 
 
 def _user_text(message: Message) -> str | None:
-    if message.role != "user":
+    """The prompt in a message; what stands beside tool results is a remark of the client's, and no turn."""
+    if message.role != "user" or any(isinstance(block, ToolResult) for block in message.blocks):
         return None
     texts = [block for block in message.blocks if isinstance(block, str) and block.strip()]
     return "\n".join(texts) if texts else None

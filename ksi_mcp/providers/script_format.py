@@ -15,13 +15,13 @@ r"""The script format: what the scripted provider and the API simulator answer.
     default: {reply: "ok"}                # without it: "[agent] prompt", shortened
 
 Everything in `match` is optional and all of it must hold. Templates (`ksi_mcp/templates.py`) see `agent, model,
-prompt, system, turn, round`, `results` (this turn's tool results, parsed where they are JSON) and `groups` (of the
-prompt's regular expression; `groups[0]` is all of it).
+prompt, system, turn, round`, `results` (of this turn's tool calls, in their order, parsed where they are JSON) and
+`groups` (of the prompt's regular expression; `groups[0]` is all of it).
 
-`turn` counts the user messages that hold text; `round` is one more than the assistant messages since the last of
-them. Both come from the request alone, so the same request gets the same answer in any process. Only `times` has a
-memory, in the `Script` object (`ksi_mcp/providers/script.py`): it counts what this process answered, and starts anew
-with it.
+`turn` counts the user messages that hold text and no tool results; `round` is one more than the assistant messages
+since the last of them. Both come from the request alone, so the same request gets the same answer in any process. Only
+`times` has a memory, in the `Script` object (`ksi_mcp/providers/script.py`): it counts what this process answered, and
+starts anew with it.
 
 `fail` without `times` is the entry's answer, every time. With `times` it fails so often and then answers with its
 reply, or lets later entries answer if it has none; such failures do not use up the entry's own `times`.

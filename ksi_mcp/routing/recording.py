@@ -33,7 +33,7 @@ UNROUTED: Final = frozenset(
         "routing:condition_failed", "routing:delivered", "routing:joined", "routing:loop_stopped",
         "routing:mapping_failed", "routing:paused", "routing:rate_limited", "routing:redriven", "routing:refused",
         "routing:resumed", "routing:undeliverable", "system:delayed_failed", "system:listener_failed",
-        "system:refused", "system:retention_swept",
+        "system:refused", "system:retention_swept", "system:token_made", "system:token_revoked",
     }
 )  # fmt: skip
 """Events that rules never hear: docs/events.md says so of them."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 from ksi_mcp.db import Row, Tx
 from ksi_mcp.errors import Conflict, Invalid, NotFound, StoreError
@@ -16,7 +17,7 @@ from ksi_mcp.routing.index import RuleTable
 from ksi_mcp.routing.joins import join_of
 from ksi_mcp.routing.rates import rate_of
 from ksi_mcp.routing.rules import CompiledRule, Rule, compile_rule, encode_metadata
-from ksi_mcp.routing.targets import stored_targets
+from ksi_mcp.routing.targets import read_targets
 
 COMPILED_ROWS = 20_000
 """Compiled rules remembered; then the memory starts anew."""
@@ -60,7 +61,7 @@ def rule_of(row: Row) -> Rule:
         source_pattern=row["source_pattern"],
         source_agent=row["source_agent"],
         condition=row["condition"],
-        target=stored_targets(json.loads(row["target"])),
+        target=read_targets(row["target"]),
         mapping=None if row["mapping"] is None else json.loads(row["mapping"]),
         priority=row["priority"],
         scope=row["scope"],
@@ -70,7 +71,7 @@ def rule_of(row: Row) -> Rule:
         version=row["version"],
         created_at_ms=row["created_at_ms"],
         expires_at_ms=row["expires_at_ms"],
-        metadata=json.loads(row["metadata"]),
+        metadata={} if row["metadata"] == "{}" else json.loads(row["metadata"]),
         exclusive=bool(row["exclusive"]),
         rate=None if row["rate"] is None else rate_of(json.loads(row["rate"])),
         join=None if row["join_spec"] is None else join_of(json.loads(row["join_spec"])),
@@ -78,6 +79,12 @@ def rule_of(row: Row) -> Rule:
         since=row["since"],
         frozen_until_ms=row["frozen_until_ms"],
     )
+
+
+@lru_cache(maxsize=1_000)
+def _rule_at(names: tuple[str, ...], values: tuple[Any, ...]) -> Rule:
+    """The same, kept: clients look at the table again and again, and it hardly changes."""
+    return rule_of(cast("Row", dict(zip(names, values, strict=True))))
 
 
 def columns(rule: Rule) -> dict[str, Any]:
@@ -253,7 +260,8 @@ def page(
             "limit": limit + 1,
         },
     )
-    rules = [rule_of(row) for row in rows[:limit]]
+    names = tuple(rows[0].keys()) if rows else ()
+    rules = [_rule_at(names, tuple(row)) for row in rows[:limit]]
     more = len(rows) > limit and rules
     return RulePage(rules=tuple(rules), cursor=f"{rules[-1].priority}:{rules[-1].rule_id}" if more else None)
 

@@ -37,7 +37,8 @@ LOOPBACK: Final = "127.0.0.1"
 class SimServer:
     """The simulator behind a real socket, inside the running loop. Port 0 takes a free one.
 
-    It binds to the loopback address unless told otherwise: whoever reaches it can use it.
+    It binds to the loopback address unless told otherwise: whoever reaches it can use it. `heard` is told the body of
+    every call of a model, as it came.
     """
 
     def __init__(
@@ -48,9 +49,12 @@ class SimServer:
         limits: SimLimits | None = None,
         host: str = LOOPBACK,
         port: int = 0,
+        heard: Callable[[bytes], None] | None = None,
     ) -> None:
         self._simulator = Simulator(script, clock=clock or SystemClock(), limits=limits or SimLimits())
         self._simulator.cut = self._cut
+        if heard is not None:
+            self._simulator.heard = heard
         self._host = host
         self._port = port
         self._server: uvicorn.Server | None = None
@@ -148,9 +152,10 @@ async def serve_sim(
     *,
     limits: SimLimits | None = None,
     on_ready: Callable[[str], None] | None = None,
+    heard: Callable[[bytes], None] | None = None,
 ) -> None:
-    """Serve until cancelled. `on_ready` is told the URL once requests are taken."""
-    async with SimServer(script, host=host, port=port, limits=limits) as server:
+    """Serve until cancelled. `on_ready` is told the URL once requests are taken; `heard`, the bodies of the calls."""
+    async with SimServer(script, host=host, port=port, limits=limits, heard=heard) as server:
         if on_ready is not None:
             on_ready(server.url)
         await asyncio.Event().wait()

@@ -98,7 +98,10 @@ class SimLog:
 
 
 class Simulator:
-    """The API. `cut` closes the connection of a scope; without it a cut is an answer that stays incomplete."""
+    """The API. `cut` closes the connection of a scope; without it a cut is an answer that stays incomplete.
+
+    `heard` is told the body of every call of a model, as it came.
+    """
 
     def __init__(self, script: Script, *, clock: Clock, limits: SimLimits) -> None:
         self.script = script
@@ -106,6 +109,7 @@ class Simulator:
         self.limits = limits
         self.log = SimLog()
         self.cut: Callable[[Scope], bool] = lambda _: False
+        self.heard: Callable[[bytes], None] = lambda _: None
         self._tokens = self._burst()
         self._refilled_s = clock.monotonic_s()
         self._batches = SimBatches(script, clock, read_body=read_body, headers=self.headers, admit=self.admit)
@@ -235,6 +239,8 @@ class _Exchange(Response):
         try:
             # Read before anybody watches: from here on the next message can only say that the client left.
             raw = await read_body(self._http)
+            if raw is not None:
+                self._sim.heard(raw)
             work = asyncio.create_task(self._answer(raw, scope, receive, send))
             tasks = [work, asyncio.create_task(_left(receive))]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -389,4 +389,5 @@ def _texts(content: Any, place: str) -> list[str]:
         return [content] if content else []
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise WireError(f"{place}: Input should be a valid string or list")
-    return [text for item in content if isinstance(text := item.get("text"), str)]
+    # A `tool_reference`, by which a client loads a tool that it had named only, reads as the name.
+    return [text for item in content if isinstance(text := item.get("text", item.get("tool_name")), str)]

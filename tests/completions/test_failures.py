@@ -204,6 +204,23 @@ async def test_an_agent_that_ends_itself_says_its_last_word_and_does_nothing_mor
         house.books()
 
 
+async def test_an_agent_that_has_ended_itself_and_goes_on_calling_tools_is_asked_no_more(open_house) -> None:
+    script = {
+        "replies": [
+            {"match": {"round": 1}, "tool_calls": [{"name": "agent_terminate", "input": {"agent": "a"}}]},
+            {"match": {}, "reply": "one more", "tool_calls": [emit("note:x")]},
+        ]
+    }
+    async with open_house(script) as house:
+        await house.spawn("a", ("base", "spawn_agents"))
+        turn = await house.ask("a")
+        assert (turn["status"], turn["error_class"], turn["partial_text"]) == ("failed", "task", "one more")
+        assert "its agent has ended" in turn["error"]
+        assert house.calls() == [(1, "answered"), (2, "answered")]
+        assert house.events("note:x") == []
+        house.books()
+
+
 async def test_a_cancellation_in_the_transaction_of_the_sending_leaves_nothing_set_aside(open_house) -> None:
     script = {"replies": [{"match": {"round": 1}, "tool_calls": [emit("note:x")]}], "default": {"reply": "ok"}}
     async with open_house(script) as house:

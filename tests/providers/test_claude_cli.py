@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from ksi_mcp.clock import Clock, SystemClock
-from ksi_mcp.errors import ProviderError
+from ksi_mcp.config import Home
+from ksi_mcp.errors import Conflict, ProviderError
 from ksi_mcp.permissions import Slot, agent_actor, fresh_context
 from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers import guard
@@ -23,6 +24,7 @@ from ksi_mcp.providers.claude_cli import ClaudeCliProvider, end_recorded
 from ksi_mcp.providers.door import Grant
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.testing import FakeClock
+from ksi_mcp.unguarded import unguarded
 from ksi_mcp.web.sim import SimServer
 
 FAKE = Path(__file__).with_name("fake_claude.py")
@@ -226,6 +228,21 @@ async def test_what_it_cannot_take_is_refused_before_anything_runs(fake, tmp_pat
         assert left_over(tmp_path) == []
 
 
+async def test_nothing_runs_while_a_server_without_a_token_could_be_reached(fake, tmp_path) -> None:
+    async with fake() as provider:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        with unguarded(Home(root=tmp_path / "data")):
+            error = await Talk(provider).fails("hello")
+            assert (error.kind, error.billed) == ("request", "no")
+            assert "without --no-auth" in error.text()
+            with (
+                pytest.raises(Conflict, match="another server without a token"),
+                unguarded(Home(root=tmp_path / "data")),
+            ):
+                pass
+        assert (await Talk(provider).say("hello")).text
+
+
 @pytest.mark.parametrize("model", ["", "--dangerously-skip-permissions", "a b", "a\0b", "\ud800", "x" * 300])
 async def test_a_model_is_a_name_and_no_option(fake, model) -> None:
     async with fake() as provider:
@@ -238,6 +255,7 @@ async def test_a_model_is_a_name_and_no_option(fake, model) -> None:
 
 async def test_no_credential_and_no_prompt_is_an_argument_and_no_stranger_in_the_environment(fake) -> None:
     environ = {"ANTHROPIC_API_KEY": "sk-canary-one", "OTHER": "canary-two", "WANTED": "yes", "LC_ALL": "C"}
+    environ["KSI_HOME"] = "/canary/folder"  # a shell of the process would be the operator there
     async with fake(Doorman(), environ, env=("WANTED",), tools=("Read",)) as provider:
         answer = await Talk(provider, system="canary system", tools=(LOOK,)).say("ARGS canary prompt")
     arguments, given = json.loads(answer.text)
@@ -245,8 +263,9 @@ async def test_no_credential_and_no_prompt_is_an_argument_and_no_stranger_in_the
     assert "Bearer ${KSI_AGENT_TOKEN}" in " ".join(arguments)
     assert arguments[arguments.index("--allowedTools") + 1] == "mcp__ksi,Read"
     assert given["KSI_AGENT_TOKEN"] == "canary-token-of-the-door"
+    assert given["KSI_AGENT_URL"] == "http://127.0.0.1:9/mcp"
     assert (given["WANTED"], given["LC_ALL"], given["NO_PROXY"]) == ("yes", "C", "127.0.0.1,localhost")
-    assert not {"ANTHROPIC_API_KEY", "OTHER"} & set(given)
+    assert not {"ANTHROPIC_API_KEY", "OTHER", "KSI_HOME"} & set(given)
 
 
 async def test_the_door_is_open_in_a_turn_only(fake) -> None:

@@ -89,6 +89,16 @@ def test_turn_and_round_are_read_off_the_messages() -> None:
     assert (seen.turn, seen.round, seen.prompt, seen.results) == (2, 3, "two\nand a half", ([1], "plain"))
 
 
+def test_a_remark_beside_tool_results_begins_no_turn() -> None:
+    messages = (
+        Message(role="user", blocks=("one",)),
+        Message(role="assistant", blocks=(ToolUse(id="t1", name="look", input={}),)),
+        Message(role="user", blocks=(ToolResult(tool_use_id="t1", content="[1]"), "Tool loaded.")),
+    )
+    seen = Situation.of(Request(model="m", system="", messages=messages))
+    assert (seen.turn, seen.round, seen.prompt, seen.results) == (1, 2, "one", ([1],))
+
+
 def test_times_lets_later_entries_answer() -> None:
     script = Script(parse_script({"replies": [{"reply": "a", "times": 2}, {"reply": "b"}]}))
     assert texts(script, ask(), ask(), ask(), ask()) == ["a", "a", "b", "b"]

@@ -61,6 +61,23 @@ async def test_a_stream_has_the_events_of_the_real_api_in_order() -> None:
     assert events[-2]["usage"]["output_tokens"] > 1
 
 
+async def test_tools_that_a_client_loads_by_reference_are_results_by_name() -> None:
+    loaded = {**RESULT, "content": [{"type": "tool_reference", "tool_name": name} for name in ("look", "find")]}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": [USE]},
+        {"role": "user", "content": [loaded, {"type": "text", "text": "Tool loaded."}]},
+    ]
+    tools = [{"name": name, "input_schema": {"type": "object"}, "defer_loading": True} for name in ("look", "find")]
+    heard: list[bytes] = []
+    script = {"replies": [{"match": {"prompt": "hi", "round": 2}, "reply": "{{results[0]}}"}]}
+    async with sim_of(script, heard=heard.append) as sim, client_of(sim) as client:
+        body = {**BODY, "messages": messages, "tools": tools}
+        answer = (await client.post("/v1/messages", json=body)).json()
+    assert answer["content"] == [{"type": "text", "text": "look\nfind"}]
+    assert [json.loads(raw) for raw in heard] == [body]
+
+
 async def test_what_a_script_thinks_comes_first_and_signed() -> None:
     script = {"replies": [{"thinking": "about {{prompt}}", "reply": "so"}]}
     async with sim_of(script) as sim, client_of(sim) as client:
