@@ -16,7 +16,7 @@ from ksi_mcp.providers.base import ToolSpec
 from ksi_mcp.providers.mcp_listing import SEPARATOR, OutsideTool
 from ksi_mcp.providers.mcp_tools import McpTools
 from ksi_mcp.queues.session_queues import SessionQueues
-from ksi_mcp.tools.call import MAX_RESULT_CHARS
+from ksi_mcp.tools.bounding import MAX_RESULT_CHARS
 from ksi_mcp.tools.toolbox import Toolbox
 
 UNKNOWN_OUTCOME: Final = (

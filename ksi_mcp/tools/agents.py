@@ -105,9 +105,10 @@ async def agent_spawn(
     routing: Annotated[RoutingWants | None, Field(description="rules made with it")] = None,
     idempotency_key: Key = None,
 ) -> Spawned:
-    """Make an agent: a durable conversation with a role. Returns its id.
+    """Make one agent: a durable conversation with a role. Returns its id.
 
-    Use for each role of a pattern. A child cannot hold more capabilities than its spawner. A taken name is an error.
+    orchestration_start makes those of a pattern. A child gets no capability its spawner lacks. A taken name
+    is an error.
     """
     if composition is None and prompt is None:
         raise Invalid(

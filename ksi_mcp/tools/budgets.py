@@ -78,7 +78,11 @@ class ChangedView(AccountView):
 
 
 class SpendView(View):
-    """What a group of calls cost. `uncertain_usd` was booked in full: the true cost of those calls is not known."""
+    """What a group of calls cost.
+
+    `uncertain_usd` was booked in full: the true cost of those calls is not known. `reserved_usd` is set aside for calls
+    under way. `saved_usd`: what the reused answers had cost.
+    """
 
     group: str | None = None
     name: str | None = None
@@ -87,10 +91,13 @@ class SpendView(View):
     uncertain_usd: float | None = None
     uncertain_usd_micros: int | None = None
     uncertain_calls: int | None = None
+    reserved_usd: float | None = None
+    saved_usd: float | None = None
     turns: int
     calls: int
     reused_calls: int | None = None
     calls_under_way: int | None = None
+    failed_calls: int | None = None
     input_tokens: int
     output_tokens: int
     cache_tokens: int | None = None
@@ -107,10 +114,13 @@ class SpendView(View):
             uncertain_usd=None if uncertain is None else usd(uncertain),
             uncertain_usd_micros=uncertain,
             uncertain_calls=group.uncertain_calls or None,
+            reserved_usd=usd(group.reserved_usd_micros) or None,
+            saved_usd=usd(group.saved_usd_micros) or None,
             turns=group.turns,
             calls=group.calls,
             reused_calls=group.reused or None,
             calls_under_way=group.under_way or None,
+            failed_calls=group.failed or None,
             input_tokens=group.input_tokens,
             output_tokens=group.output_tokens,
             cache_tokens=group.cache_tokens or None,
@@ -195,7 +205,7 @@ async def budget_report(
 
     It counts the calls that are still kept; what retention removed stays in the accounts (budget_status).
     """
-    since_ms = None if since is None else _moment(since)
+    since_ms = None if since is None else moment(since)
 
     def work(tx: Tx) -> ReportView:
         run = None if orchestration is None else call.svc.conductor.find(tx, call.ctx, orchestration).orchestration_id
@@ -258,7 +268,12 @@ def _raised(was: Limits, now: Limits) -> list[str]:
     return [kind for kind, old, new in pairs if old is not None and (new is None or new > old)]
 
 
-def _moment(text: str) -> int:
+def moment(text: str) -> int:
+    """A day or moment in UTC, as callers write it, in milliseconds.
+
+    Raises:
+        Invalid: it is none.
+    """
     try:
         moment = datetime.fromisoformat(text)
         return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp() * 1000)

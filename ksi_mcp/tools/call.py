@@ -15,13 +15,11 @@ from ksi_mcp.db.database import Work
 from ksi_mcp.errors import Conflict
 from ksi_mcp.permissions import Context
 from ksi_mcp.services import Services
+from ksi_mcp.tools.bounding import result_text
 from ksi_mcp.tools.tool import Tool, View
 
 T = TypeVar("T")
 V = TypeVar("V", bound=View)
-
-MAX_RESULT_CHARS = 40_000
-"""Of a result as an agent's model reads it: about 10,000 tokens."""
 
 
 class Progress(Protocol):
@@ -42,11 +40,15 @@ Guard = Callable[[Tx], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """A call that took effect: its result, and the text that was stored with the effect (in a turn)."""
+    """A call that took effect: its result, and the text that was stored with the effect (in a turn).
+
+    `text`: the result for a reader, where it is prose or a picture and no data.
+    """
 
     data: dict[str, Any]
     committed: bool
     stored_text: str | None
+    text: str | None = None
 
 
 class Door(Protocol):
@@ -197,14 +199,3 @@ class Call:
         named = {name: value for name, value in self.args.items() if name not in ("wait_s", "idempotency_key")}
         text = json.dumps([self.tool.name, named], sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def result_text(data: dict[str, Any]) -> str:
-    """A result as a model reads it: compact JSON, bounded."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    if len(text) <= MAX_RESULT_CHARS:
-        return text
-    return (
-        text[:MAX_RESULT_CHARS]
-        + f" ... [cut at {MAX_RESULT_CHARS:,} of {len(text):,} characters; use limit and cursor]"
-    )

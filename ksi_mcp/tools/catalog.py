@@ -1,67 +1,29 @@
-"""Every tool there is, and the few that a client is shown by default."""
+"""Every tool there is, and the few that a client is shown by default.
+
+A start loads no tool's module: what there is to say about each was written down beforehand, in `declared.json`
+(`scripts/declare-tools` makes it, and a test holds it against the modules).
+"""
 
 from __future__ import annotations
 
-from ksi_mcp.tools import (
-    agents,
-    batches,
-    budgets,
-    completions,
-    composition_changes,
-    composition_editing,
-    compositions,
-    control,
-    decisions,
-    evaluating,
-    events,
-    evolution,
-    federation,
-    finding,
-    messages,
-    monitor,
-    observe,
-    orchestrations,
-    prefetching,
-    replaying,
-    routing,
-    routing_letters,
-    routing_table,
-    routing_view,
-    semantic,
-    subscriptions,
-    supervision,
-)
-from ksi_mcp.tools.tool import Tool
+import json
+from pathlib import Path
+from typing import Any
 
-ALL_TOOLS: tuple[Tool, ...] = (
-    *agents.TOOLS,
-    *messages.TOOLS,
-    *completions.TOOLS,
-    *semantic.TOOLS,
-    *prefetching.TOOLS,
-    *batches.TOOLS,
-    *events.TOOLS,
-    *replaying.TOOLS,
-    *routing.TOOLS,
-    *routing_table.TOOLS,
-    *routing_view.TOOLS,
-    *routing_letters.TOOLS,
-    *subscriptions.TOOLS,
-    *finding.TOOLS,
-    *compositions.TOOLS,
-    *composition_editing.TOOLS,
-    *federation.TOOLS,
-    *composition_changes.TOOLS,
-    *evolution.TOOLS,
-    *evaluating.TOOLS,
-    *decisions.TOOLS,
-    *orchestrations.TOOLS,
-    *control.TOOLS,
-    *budgets.TOOLS,
-    *supervision.TOOLS,
-    *monitor.TOOLS,
-    *observe.TOOLS,
-)
+from ksi_mcp.tools.tool import Elsewhere, Tool
+
+
+def _declared() -> tuple[Tool, ...]:
+    written: list[dict[str, Any]] = json.loads(Path(__file__).with_name("declared.json").read_bytes())
+    return tuple(map(_tool, written))
+
+
+def _tool(facts: dict[str, Any]) -> Tool:
+    body = Elsewhere(module=facts.pop("module"), function=facts.pop("function"))
+    return Tool(body=body, stated=facts.pop("schema"), commands=tuple(facts.pop("commands")), **facts)
+
+
+ALL_TOOLS: tuple[Tool, ...] = _declared()
 
 DEFAULT_TOOLS: tuple[str, ...] = (
     "agent_spawn",

@@ -190,7 +190,7 @@ async def completion_answer(
     text: str,
     accept_anyway: bool = False,
 ) -> TurnView:
-    """End a turn that is parked on 'answer' with your text; its agent goes on."""
+    """Answer for an agent: end its turn parked on 'answer' with your text."""
     answer = plain(text)
     if not answer.strip():
         raise Invalid("the text is empty")

@@ -18,7 +18,8 @@ from ksi_mcp.compositions.model import shorten
 from ksi_mcp.compositions.paths import MISSING
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid
-from ksi_mcp.tools.call import MAX_RESULT_CHARS, Call
+from ksi_mcp.tools.bounding import MAX_RESULT_CHARS
+from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.tool import View, tool
 
 ROOM: Final = MAX_RESULT_CHARS * 3 // 4
@@ -66,7 +67,7 @@ class LineView(View):
 
 @tool("composition_diff", needs="base", effects="reads", title="Diff", idempotent=True)
 async def composition_diff(call: Call, *, a: str, b: str, cursor: str | None = None) -> DiffView:
-    """Every change from a to b (name or name@hash)."""
+    """Compare a with b (name or name@hash): every change."""
     one, other = [(await call.svc.library.get(name)).composition for name in (a, b)]
     found = await asyncio.to_thread(diff, one.document, other.document)
     versions = f"{one.hash[:8]}-{other.hash[:8]}"
@@ -95,7 +96,7 @@ async def composition_merge(
     name: str | None = None,
     dry_run: bool = False,
 ) -> MergeView:
-    """Take source's changes into target; conflicts wait for resolve {path: ours|theirs|value}. ours: target's."""
+    """Merge source's changes into target; conflicts wait for resolve {path: ours|theirs|value}. ours: target's."""
     wish = MergeWish(
         source=source,
         target=target,

@@ -86,7 +86,10 @@ async def composition_fork(
     ] = None,
     dry_run: bool = False,
 ) -> ForkView:
-    """Write a changed copy of a composition into your library, with its lineage. Running agents keep what they have."""
+    """Fork a pattern or profile: a changed copy in your library, with its lineage.
+
+    Running agents keep what they have.
+    """
     record = await call.svc.library.fork(
         call.ctx,
         parent,

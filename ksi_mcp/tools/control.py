@@ -252,7 +252,7 @@ async def orchestration_control(
     checkpoint: str | None = None,
     into: Literal["same", "new"] | None = None,
 ) -> EndedView | HeldView | ResumedView | CheckpointView | RestoredView:
-    """Hold a run (drain), let it go on, stop it (now) without an outcome, keep or restore a checkpoint."""
+    """Pause a run (drain), resume it, stop it (now) without an outcome, keep or restore a checkpoint."""
     match action:
         case "stop":
             return await _end(call, orchestration, Ending(state="stopped", summary=label), mode=mode or "now")

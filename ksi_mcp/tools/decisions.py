@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from ksi_mcp.agents import reach
 from ksi_mcp.compositions.model import shorten
@@ -16,6 +16,9 @@ from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.events import run_of
 from ksi_mcp.tools.tool import View, tool
 from ksi_mcp.tools.views import at
+
+Number = Annotated[float | str, WithJsonSchema({"type": "number"})]
+"""A number; as text it is taken too, for models write "0.8". Clients need not be told."""
 
 
 class DecisionView(View):
@@ -83,11 +86,11 @@ async def composition_track_decision(
     *,
     pattern: str,
     decision: str,
-    context: Any = None,
+    context: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}]})] = None,
     reasoning: str | None = None,
-    confidence: Annotated[float | str | None, Field(description="0 to 1")] = None,
+    confidence: Annotated[Number | None, Field(description="0 to 1")] = None,
     outcome: str = "pending",
-    score: float | str | None = None,
+    score: Number | None = None,
     agent: Annotated[str | None, Field(description="operator only: who decided")] = None,
     orchestration: Annotated[str | None, Field(description="the run it belongs to")] = None,
 ) -> DecisionView:
@@ -152,7 +155,7 @@ async def decision_resolve(
     *,
     decision_id: str,
     outcome: Annotated[str, Field(description="success, failure, or your word")],
-    score: float | str | None = None,
+    score: Number | None = None,
 ) -> DecisionView:
     """Say how a decision turned out, once. An agent may for its own decisions and those of agents below it."""
     how = draft_resolution(outcome, score)

@@ -21,7 +21,7 @@ from ksi_mcp.orchestrations import evaluation as cases_of
 from ksi_mcp.orchestrations.evaluation import FAILED, PASSED, Case, CaseRun, Evaluation
 from ksi_mcp.orchestrations.model import ENDED, StartPlan
 from ksi_mcp.queues.model import Turn
-from ksi_mcp.tools.call import Call
+from ksi_mcp.tools.call import Call, Progress
 from ksi_mcp.tools.orchestrations import start_plan
 from ksi_mcp.tools.specs import BudgetWants, limits_of_wish, tightest
 from ksi_mcp.tools.tool import View, tool
@@ -103,7 +103,7 @@ async def composition_evaluate(
         raise Invalid("composition_evaluate needs name and suite, or evaluation", hint="see composition_discover")
     else:
         work = await _begin(call, name, suite, runs, budget, provider=provider, model=model)
-    until = call.svc.clock.monotonic_s() + wait_s
+    until, tell = call.svc.clock.monotonic_s() + wait_s, call.progress
     begun = False
     while True:
         found = await call.read(lambda tx: cases_of.case_runs(tx, work.made.evaluation_id))
@@ -123,6 +123,7 @@ async def composition_evaluate(
             if await call.read(lambda tx: _is_running(tx, work)):  # another call has just started some
                 continue
             break
+        call.progress = _progress(tell, len(found) - len(running), sum(case.repeats for case in work.cases))
         gathered = await gather(
             call, turns=[run.turn_id for run in running], agents=(), timeout_s=left, min_responses=1
         )
@@ -179,6 +180,17 @@ async def _begin(
 
     await call.step(write)
     return _Work(made=made, cases=cases, plans=plans)
+
+
+def _progress(tell: Progress, before: int, planned: int) -> Progress:
+    """Counts runs of the whole evaluation, where a single wait counts its own."""
+
+    async def progress(done: float, total: float | None, message: str) -> None:
+        under_way = 0 if total is None else total - done
+        counted = f"{before + done:g} of {planned} runs have ended, {under_way:g} are under way"
+        await tell(before + done, planned, "; ".join((counted, *message.split("; ")[1:])))
+
+    return progress
 
 
 async def _plans(

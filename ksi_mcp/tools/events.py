@@ -16,6 +16,7 @@ from ksi_mcp.events.patterns import check_event_name, check_pattern, compile_pat
 from ksi_mcp.permissions import Context, actor_of
 from ksi_mcp.routing.conditions import compile_condition
 from ksi_mcp.routing.matching import Match
+from ksi_mcp.tools.bounding import fitting
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.tool import View, tool
 from ksi_mcp.tools.views import EventView, at
@@ -108,7 +109,7 @@ async def event_emit(
     """Emit an event (routed by the rules), or run any tool by its command name: `routing:add_rule` with data={...}.
 
     This is how `EMIT "x" WITH {...}` of a pattern is carried out. Returns the rules that hear it and how many
-    deliveries are due (unheard: true if none), or the command's result. delay_s is durable: it survives restarts.
+    deliveries are due (unheard: true if none), or the command's result. delay_s survives restarts.
     """
     payload = data or {}
     command = call.toolbox.command(event)
@@ -243,7 +244,7 @@ async def event_query(
     limit: Annotated[int, Field(ge=1, le=200)] = 30,
     cursor: str | None = None,
 ) -> EventsView:
-    """Look at the append-only log, newest first: what happened, to whom, and because of what."""
+    """Look at the log of events, newest first: what happened, to whom, and because of what."""
     for name in names or ():
         check_pattern(name)
 
@@ -310,16 +311,20 @@ async def event_wait(
             if event is not None and event.event_id not in known:
                 arrived.append(event)
     done = len(arrived) >= min_count
+    views = [EventView.of(event) for event in arrived]
+    shown = fitting([view.as_json() for view in views])
     return Waited(
-        events=[EventView.of(event) for event in arrived],
+        events=views[:shown],
         asked=min_count,
         arrived=len(arrived),
         complete=done,
-        next=_after_wait(done, older),
+        next=_after_wait(done, older, None if shown == len(views) else arrived[shown - 1]),
     )
 
 
-def _after_wait(done: bool, older: str | None) -> str | None:
+def _after_wait(done: bool, older: str | None, last: Event | None) -> str | None:
+    if last is not None:
+        return f"there is no room for those after event {last.event_id}: event_wait again with since={last.event_id}"
     if older is not None:
         return f"older events after `since` are left out here: event_query with the same `since` and cursor={older!r}"
     return None if done else "event_wait again with `since` set to the last event id you have seen"

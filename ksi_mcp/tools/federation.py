@@ -92,6 +92,11 @@ class ImportView(View):
     hint: str | None = None
 
 
+def _federation(call: Call) -> Federation:
+    # Not among the services: it has no state, and who neither exports nor imports need not load all of it.
+    return Federation(call.svc.journal, call.svc.library, home=call.svc.data_folder)
+
+
 @tool(
     "composition_export", needs="compositions", effects="writes", title="Export compositions", aliases={"name": "names"}
 )
@@ -107,7 +112,7 @@ async def composition_export(
     """Write compositions, their ancestors and run statistics into one bundle file, in the data folder's exports/."""
     if sign_with is not None and call.ctx.actor.kind != "operator":
         raise Refused("only the operator may name files of this machine", hint="export without sign_with")
-    federation = call.svc.federation
+    federation = _federation(call)
     made = await federation.export(
         call.ctx,
         [names] if isinstance(names, str) else names,
@@ -161,7 +166,7 @@ async def composition_import(
     The answer says of each what it is, asks for and conflicts with. Then bundle_id and allow place it in your library.
     Without arguments: what waits.
     """
-    federation = call.svc.federation
+    federation = _federation(call)
     given = [each for each in (path, bundle, bundle_id) if each is not None]
     if len(given) > 1:
         raise Invalid("give one of path, bundle and bundle_id")

@@ -74,7 +74,7 @@ async def composition_discover(
     limit: int | None = None,
     cursor: str | None = None,
 ) -> DiscoverView:
-    """Find compositions: type orchestration = patterns to start, agent = profiles to spawn. Then composition_get."""
+    """Find a pattern to start (type orchestration) or a profile to spawn (agent). Then composition_get."""
     limit = (_TASK_LIMIT if task is not None else _LIST_LIMIT) if limit is None else limit
     _check_sizes(tags or (), capabilities or (), text or "", limit)
     sieve = Sieve(capabilities=tuple(capabilities or ()), descends_from=descends_from, metadata=metadata_filter)

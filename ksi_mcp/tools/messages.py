@@ -130,7 +130,7 @@ async def agent_wait(
     min_responses: Annotated[int | None, Field(ge=1)] = None,
     collect_partial: bool = True,
 ) -> Gathered:
-    """Wait until turns have ended (GATHER). Returns replies and a census; call again while pending > 0."""
+    """Wait until turns have ended, and collect the replies (GATHER) with a census; call again while pending > 0."""
     if not turns and not agents:
         raise Invalid("agent_wait needs turns or agents", hint="agent_send returned the turn ids")
     return await gather(

@@ -54,7 +54,7 @@ async def help_(
         tools=[
             ToolLine(tool=each.name, command=each.command, does=first_line(each))
             for each in call.toolbox.tools
-            if held is None or each.needs in held
+            if (held is None or each.needs in held) and (call.ctx.actor.kind != "reader" or each.effects == "reads")
         ],
         how="help(topic=NAME) explains one; event_emit(event=COMMAND, data={...}) runs one that is not listed to you",
     )

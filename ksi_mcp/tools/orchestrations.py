@@ -1,4 +1,4 @@
-"""Runs of patterns: start, look. See control.py for what can be done to one."""
+"""Runs of patterns: start, list. See status.py for how far one is, control.py for what can be done to it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,15 @@ from ksi_mcp.budgets.model import Limits
 from ksi_mcp.compositions.resolve import Resolved
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid
-from ksi_mcp.events.model import EventFilter
 from ksi_mcp.orchestrations.model import Orchestration, StartPlan
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.specs import BudgetWants, limits_of_wish, spec_of, tightest
 from ksi_mcp.tools.tool import View, tool
-from ksi_mcp.tools.views import AgentView, BudgetView, CensusView, EventView, at
-from ksi_mcp.tools.waiting import undelivered
+from ksi_mcp.tools.views import AgentView, BudgetView, at
 
 BASE_ORCHESTRATOR = "base_orchestrator"
 ORCHESTRATOR = "orchestrator"
 _MAX_DEPTH = 100_000
-
-
-class AgentBrief(View):
-    """An agent of a run."""
-
-    agent: str
-    name: str
-    status: str
-    pending_turns: int
-
-    @classmethod
-    def of(cls, agent: Agent) -> AgentBrief:
-        """From the record."""
-        return cls(agent=agent.agent_id, name=agent.name, status=agent.status, pending_turns=agent.pending)
 
 
 class Started(View):
@@ -94,20 +78,6 @@ class RunsView(View):
     cursor: str | None = None
 
 
-class StatusView(RunView):
-    """How far a run is: agents, queue, spend, census of its turns, newest events, and what to do next."""
-
-    agents: list[AgentBrief]
-    still_running: int | None = None
-    census: CensusView
-    queue: dict[str, int]
-    undelivered_events: int | None = None
-    budget: BudgetView
-    events: list[EventView]
-    metrics: dict[str, Any] | None = None
-    next: list[str]
-
-
 @tool(
     "orchestration_start", needs="orchestration", effects="writes", title="Start a pattern", aliases={"name": "pattern"}
 )
@@ -122,7 +92,7 @@ async def orchestration_start(
     model: Annotated[str | None, Field(max_length=200)] = None,
     idempotency_key: Annotated[str | None, Field(max_length=200)] = None,
 ) -> Started:
-    """Start a run of a pattern. Returns the strategy for you to follow.
+    """Start a run of a pattern: its team of agents. Returns the strategy for you to follow.
 
     With orchestrator='agent' an agent follows it instead. End it with orchestration_complete.
     """
@@ -234,68 +204,6 @@ def _briefing(run: Orchestration, resolved: Resolved, agents: list[Agent]) -> st
     )
 
 
-@tool("orchestration_status", needs="base", effects="reads", title="See how far a run is", idempotent=True)
-async def orchestration_status(
-    call: Call,
-    *,
-    orchestration: str | None = None,
-    events: Annotated[int, Field(description="newest events", ge=0, le=50)] = 10,
-) -> StatusView:
-    """Return a run's agents, queue, spend against its budget, census of turns, newest events and next steps."""
-
-    def work(tx: Tx) -> StatusView:
-        run = call.svc.conductor.find(tx, call.ctx, orchestration)
-        agents = call.svc.roster.living_in(tx, run.orchestration_id)
-        queue = call.svc.conductor.queue(tx, run.orchestration_id)
-        turns = queue.turns
-        due = undelivered(tx, [run.orchestration_id])
-        done = {"done", "failed", "cancelled", "timed_out"}
-        census = CensusView(
-            asked=sum(turns.values()),
-            ok=turns.get("done", 0),
-            failed=turns.get("failed", 0),
-            cancelled=turns.get("cancelled", 0),
-            timed_out=turns.get("timed_out", 0),
-            pending=sum(count for state, count in turns.items() if state not in done),
-        )
-        return StatusView(
-            **RunView.of(run).model_dump(),
-            agents=[AgentBrief.of(agent) for agent in agents[:100]],
-            still_running=turns.get("running", 0) if run.state == "suspended" else None,
-            census=census,
-            undelivered_events=due or None,
-            queue={state: count for state, count in turns.items() if state not in done},
-            budget=BudgetView.of(call.svc.ledger.account(tx, run.orchestration_id)),
-            events=[],
-            metrics=run.metrics,
-            next=_next_steps(run, agents, census, due),
-        )
-
-    status = await call.read(work)
-    if not events:
-        return status
-    page = await call.svc.journal.query(EventFilter(orchestration_id=status.orchestration), limit=events)
-    return status.model_copy(update={"events": [EventView.of(event) for event in page.events]})
-
-
-def _next_steps(run: Orchestration, agents: list[Agent], census: CensusView, due: int) -> list[str]:
-    if run.state == "suspended":
-        return [f"orchestration_control(action='resume') lets its {census.pending} pending turns go on"]
-    if run.state != "running":
-        return [f"the run is {run.state}; agent_history and event_query show what of it is kept"]
-    steps = []
-    if due:
-        steps.append(f"{due} events are still being delivered: agent_wait(agents=[...]) waits for them too")
-    if census.pending:
-        names = [agent.name for agent in agents if agent.pending][:5]
-        steps.append(f"agent_wait(agents={names}): {census.pending} turns are pending")
-    if census.failed:
-        steps.append("event_query(names=['completion:failed']) says why turns failed")
-    if not census.pending and not due:
-        steps.append("nothing is pending: send the next messages, or orchestration_complete")
-    return steps
-
-
 @tool("orchestration_list", needs="base", effects="reads", title="List runs", idempotent=True)
 async def orchestration_list(
     call: Call,
@@ -318,6 +226,5 @@ async def orchestration_list(
 
 TOOLS = (
     orchestration_start,
-    orchestration_status,
     orchestration_list,
 )

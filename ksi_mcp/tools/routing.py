@@ -35,7 +35,8 @@ def published_rule(given: dict[str, Any]) -> dict[str, Any]:
 
 
 TargetWants = Annotated[
-    str | list[str] | dict[Mode, list[str]], WithJsonSchema({"type": ["string", "array", "object"]})
+    str | list[str] | dict[Mode, list[str]],
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}, {"type": "object"}]}),
 ]
 
 

@@ -132,7 +132,7 @@ async def routing_explain(
     source: Annotated[str | None, Field(description="operator or agent:<id>")] = None,
     event_id: Annotated[int | None, Field(description="or a recorded event")] = None,
 ) -> ExplainView:
-    """Dry run: which rules would fire for an event, with what payload, and why the others would not."""
+    """Why a message went there or not: dry run of the rules that fire for an event, and why others do not."""
     if (event is None) == (event_id is None):
         raise Invalid("give event (with data) or event_id, one of them")
     await call.svc.router.refresh()

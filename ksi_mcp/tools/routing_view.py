@@ -65,6 +65,10 @@ class GraphView(View):
     left_out: int | None = None
     edges_left_out: int | None = None
 
+    def as_text(self) -> str | None:
+        """The flow chart."""
+        return self.mermaid
+
 
 @tool("routing_graph", needs="base", effects="reads", title="Draw the routing table", idempotent=True)
 async def routing_graph(

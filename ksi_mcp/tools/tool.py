@@ -5,6 +5,7 @@ The MCP tool, the tool that an agent is given, the command event and the command
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ class View(BaseModel):
         """The result as JSON values."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    def as_text(self) -> str | None:
+        """The whole result as prose or a picture, where it is one; None: it is data."""
+        return None
+
 
 class Part(BaseModel):
     """A structured argument: unknown keys are refused, as in the arguments themselves."""
@@ -40,6 +45,23 @@ class Part(BaseModel):
 
 
 Body = Callable[..., Awaitable[View]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """A body that is not loaded yet: its module is, when the tool is first called."""
+
+    module: str
+    function: str
+
+    def tool(self) -> Tool:
+        """The tool as its module writes it."""
+        found: Tool = getattr(importlib.import_module(self.module), self.function)
+        return found
+
+    async def __call__(self, *args: Any, **given: Any) -> View:
+        """Run it."""
+        return await self.tool().body(*args, **given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +82,8 @@ class Tool:
     """Other names of its command event."""
     convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Rewrites published argument shapes into ours, before validation."""
+    stated: dict[str, Any] | None = None
+    """Its schema, where that was made beforehand."""
 
     @property
     def command(self) -> str:
@@ -68,11 +92,15 @@ class Tool:
 
     def model(self) -> type[BaseModel]:
         """The arguments as a pydantic model."""
-        return _model_of(self.name, self.body)
+        return _model_of(self.name, self._written().body)
 
     def schema(self) -> dict[str, Any]:
         """The arguments as a compact JSON schema: no titles, no `anyOf` with null."""
-        return _schema_of(self.name, self.body)
+        return _schema_of(self.name, self.body) if self.stated is None else self.stated
+
+    def pages(self) -> bool:
+        """Whether it gives back a page of at most `limit` entries, and a `cursor` to go on from."""
+        return self.effects == "reads" and {"limit", "cursor"} <= set(self.schema()["properties"])
 
     def validate(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Check and convert arguments.
@@ -85,13 +113,17 @@ class Tool:
             meant = [self.aliases.get(name, name) for name in args]
             twice = [name for name, ours in zip(args, meant, strict=True) if meant.count(ours) > 1]
             raise Invalid(f"{self.name}: {' and '.join(map(repr, twice[:4]))} are the same parameter", hint="give one")
-        if self.convert is not None:
-            given = self.convert(given)
+        convert = self._written().convert
+        if convert is not None:
+            given = convert(given)
         try:
             checked = self.model().model_validate(given)
         except ValidationError as failure:
             raise Invalid(_explain(self, failure), hint=f"parameters are {self._signature()}") from None
         return {name: getattr(checked, name) for name in type(checked).model_fields}
+
+    def _written(self) -> Tool:
+        return self.body.tool() if isinstance(self.body, Elsewhere) else self
 
     def _signature(self) -> str:
         schema = self.schema()
@@ -176,10 +208,7 @@ def _compact(node: Any, definitions: dict[str, Any]) -> Any:
         if len(real) == 1:
             out.pop("anyOf")
             out = {**real[0], **out}
-        elif all(set(choice) == {"type"} for choice in real):
-            out.pop("anyOf")
-            out["type"] = [choice["type"] for choice in real]
-        else:
+        else:  # as branches: a list of types is legal, but clients with one type a value drop the constraint
             out["anyOf"] = real
     if out.get("additionalProperties") is True:
         del out["additionalProperties"]

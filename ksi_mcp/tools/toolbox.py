@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ksi_mcp.agents import reach
@@ -15,10 +16,14 @@ from ksi_mcp.permissions import Context
 from ksi_mcp.providers.base import ToolSpec
 from ksi_mcp.queues.model import TakenOver
 from ksi_mcp.services import Services
-from ksi_mcp.tools.call import Call, Done, Guard, Progress, no_progress, result_text
+from ksi_mcp.tools.bounding import MAX_RESULT_CHARS, PAGE_CHARS, compact, result_text
+from ksi_mcp.tools.call import Call, Done, Guard, Progress, no_progress
 from ksi_mcp.tools.tool import Tool
 
 logger = logging.getLogger(__name__)
+
+_NAMES_KEPT = 1_000
+"""Events that nobody hears are asked about each time they are emitted, and are the same few names over and over."""
 
 
 class Toolbox:
@@ -35,6 +40,7 @@ class Toolbox:
         self._tools = {tool.name: tool for tool in tools}
         self._commands = {command: tool for tool in tools for command in (tool.command, *tool.commands)}
         self._specs: dict[frozenset[str], tuple[ToolSpec, ...]] = {}
+        self._nearest = lru_cache(maxsize=_NAMES_KEPT)(self._find_nearest)
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -52,7 +58,10 @@ class Toolbox:
 
     def nearest_command(self, event: str) -> str | None:
         """The command whose name is most like `event`."""
-        close = difflib.get_close_matches(event, self._commands, n=1, cutoff=0.6)
+        return self._nearest(event)
+
+    def _find_nearest(self, event: str) -> str | None:
+        close = difflib.get_close_matches(event, self._commands, n=1, cutoff=0.8)
         return close[0] if close else None
 
     def get(self, name: str) -> Tool:
@@ -89,6 +98,7 @@ class Toolbox:
     ) -> Done:
         """Run a declared tool; see `call`."""
         try:
+            _check_reader(ctx, tool)
             checked = tool.validate(args)
             if ctx.actor.kind == "agent":
                 await self._services.journal.read(lambda tx: reach.require(tx, ctx, tool.needs, action=tool.name))
@@ -99,7 +109,18 @@ class Toolbox:
                 refusal.audited = True
                 await self._audit(ctx, tool, refusal)
             raise
-        return Done(data=view.as_json(), committed=call.committed, stored_text=call.stored_text)
+        data = view.as_json()
+        if tool.pages():
+            data = await self._page(call, tool, checked, data)
+        return Done(data=data, committed=call.committed, stored_text=call.stored_text, text=view.as_text())
+
+    async def _page(self, call: Call, tool: Tool, checked: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """A page as long as a reader can take: asked for again, with fewer entries, where it is longer."""
+        limit = checked["limit"]
+        while limit is not None and limit > 1 and (size := len(compact(data))) > MAX_RESULT_CHARS:
+            limit = max(1, min(limit - 1, limit * PAGE_CHARS // size))
+            data = (await tool.body(call, **{**checked, "limit": limit})).as_json()
+        return data
 
     async def _audit(self, ctx: Context, tool: Tool, refusal: Refused) -> None:
         """Every refusal leaves a trace, in a transaction of its own: the refused one left nothing."""
@@ -137,8 +158,16 @@ class Toolbox:
         except (TakenOver, StoreError):
             raise  # what the store could not take left nothing: the worker comes back to this very call
         except KsiError as error:
-            return ToolOutcome(text=error.text(), is_error=True)
+            return ToolOutcome(text=error.text(), is_error=True, code=error.code)
         except Exception:
             logger.exception("tool %s failed in turn %s", name, ctx.slot.turn_id if ctx.slot else "-")
             return ToolOutcome(text="internal error; the server's log has it", is_error=True)
-        return ToolOutcome(text=result_text(done.data), is_error=False, stored_text=done.stored_text)
+        return ToolOutcome(text=done.text or result_text(done.data), is_error=False, stored_text=done.stored_text)
+
+
+def _check_reader(ctx: Context, tool: Tool) -> None:
+    if ctx.actor.kind == "reader" and tool.effects != "reads":
+        raise Refused(
+            f"{tool.name} changes something, and a read-only token may only look",
+            hint="`help` lists the tools that only look",
+        )

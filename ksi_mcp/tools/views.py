@@ -116,9 +116,9 @@ class AgentView(View):
 class TurnView(View):
     """A turn. `text` only when it is done; `partial_text` is never a whole answer.
 
-    `parked_on` while it waits for somebody, with the `question`; `answered_by` if it was not a model that replied.
-    `streamed_chars` while it runs: how much of its answer has arrived. `similarity`: its answer is that of a prompt so
-    alike, from the semantic cache.
+    `parked_on` while it waits for somebody, with the `question`, and the `account` that has no room; `answered_by` if
+    it was not a model that replied. `streamed_chars` while it runs: how much of its answer has arrived. `similarity`:
+    its answer is that of a prompt so alike, from the semantic cache.
     """
 
     turn: str
@@ -134,6 +134,7 @@ class TurnView(View):
     tokens: int | None = None
     parked_on: str | None = None
     question: str | None = None
+    account: str | None = None
     answered_by: str | None = None
     substituted: bool | None = None
     first_error: str | None = None
@@ -158,6 +159,7 @@ class TurnView(View):
             tokens=turn.tokens if turn.final else None,
             parked_on=turn.parked_on if turn.state == "parked" else None,
             question=_cut(question_of(turn).get("text"), min(max_chars, 2_000)) if turn.state == "parked" else None,
+            account=question_of(turn).get("account") if turn.state == "parked" else None,
             answered_by=turn.answered_by,
             substituted=True if turn.link else None,
             first_error=turn.first_error[:500] if turn.link and turn.first_error else None,

@@ -18,10 +18,11 @@ MAX_WAIT_S = 55.0
 """Clients cut calls off after a minute or more; a wait ends before that, and can be repeated."""
 ENDINGS = frozenset({"completion:result", "completion:failed", "completion:cancelled"})
 _HEARD = ENDINGS | {"completion:parked"}
-_PERSONS = frozenset({"answer", "budget"})
+PERSONS = frozenset({"answer", "budget"})
 """What a parked turn waits for that does not come by itself."""
 _HEARTBEAT_S = 2.0
-_DELIVERY_S = 5.0
+DELIVERY_S = 5.0
+"""The router has so long to deliver what the agents' runs have emitted before a wait for agents begins."""
 _DELIVERY_LOOK_S = 0.05
 _TELL_S = 0.5
 """Progress is told at most this often."""
@@ -70,7 +71,7 @@ async def gather(
         return event.name in _HEARD
 
     if agents:
-        await _deliveries_made(call, agents, min(timeout_s, _DELIVERY_S))
+        await deliveries_made(call, agents, min(timeout_s, DELIVERY_S))
     async with call.svc.journal.subscribe(wants, about=None if agents else turns) as endings:
         known = None if begin is None else await begin()
         if known is None:
@@ -146,7 +147,7 @@ async def _all_wait_for_somebody(call: Call, turns_by_id: dict[str, Turn], pendi
 
 
 def _stuck(turns: list[Turn]) -> bool:
-    parked = {turn.session_id for turn in turns if turn.state == "parked" and turn.parked_on in _PERSONS}
+    parked = {turn.session_id for turn in turns if turn.state == "parked" and turn.parked_on in PERSONS}
     return bool(parked) and all(turn.session_id in parked for turn in turns)
 
 
@@ -156,12 +157,12 @@ def parked_views(tx: Tx, call: Call, orchestration_id: str | None, *, limit: int
     found = [
         turn
         for turn in call.svc.queues.parked(tx, orchestration_id, limit=100)
-        if turn.parked_on in _PERSONS and (seen is None or turn.session_id in seen)
+        if turn.parked_on in PERSONS and (seen is None or turn.session_id in seen)
     ][:limit]
     return [ParkedView.of(turn, call.svc.roster.get(tx, turn.session_id).name) for turn in found]
 
 
-async def _deliveries_made(call: Call, agents: Sequence[str], seconds: float) -> None:
+async def deliveries_made(call: Call, agents: Sequence[str], seconds: float) -> None:
     """Let the router deliver what these agents' runs have emitted: a turn that is due is no turn yet."""
     until = call.svc.clock.monotonic_s() + seconds
     runs = await call.read(lambda tx: sorted({reach.find(tx, call.ctx, ref).orchestration_id or "" for ref in agents}))
@@ -237,7 +238,7 @@ def _view(found: list[Turn], names: dict[str, str], *, collect_partial: bool) ->
 
 def _next(found: list[Turn]) -> str | None:
     pending = [turn for turn in found if not turn.final]
-    if asking := [turn for turn in pending if turn.state == "parked" and turn.parked_on in _PERSONS]:
+    if asking := [turn for turn in pending if turn.state == "parked" and turn.parked_on in PERSONS]:
         first = asking[0]
         return f"{len(asking)} parked: {NEXT_OF_PARKED[first.parked_on or 'answer']}; then agent_wait again"
     return "agent_wait again with the same turns: some are pending" if pending else None

@@ -15,7 +15,7 @@ from ksi_mcp.config import Config, Home
 from ksi_mcp.errors import Conflict, Invalid, KsiError, NotFound, Refused
 from ksi_mcp.events.model import EventFilter
 from ksi_mcp.permissions import OPERATOR, agent_actor, fresh_context
-from ksi_mcp.tools.call import MAX_RESULT_CHARS, result_text
+from ksi_mcp.tools.bounding import MAX_RESULT_CHARS, result_text
 
 PATTERN = """\
 # How we judge.

@@ -7,7 +7,7 @@ import pytest
 
 from ksi_mcp.errors import Conflict, NotFound
 from ksi_mcp.permissions import agent_actor, fresh_context
-from ksi_mcp.tools.call import MAX_RESULT_CHARS
+from ksi_mcp.tools.bounding import MAX_RESULT_CHARS
 
 
 async def settled(house: Any) -> None:
