@@ -31,11 +31,12 @@ from mcp.types import (
 from ksi_mcp import __version__
 from ksi_mcp.agents.model import Agent
 from ksi_mcp.completions.toolcalls import ToolOutcome, ToolRunner
-from ksi_mcp.errors import KsiError
+from ksi_mcp.errors import KsiError, Refused
 from ksi_mcp.providers.base import Behalf, ToolSpec
 from ksi_mcp.providers.door import Grant
 from ksi_mcp.queues.model import TakenOver
 from ksi_mcp.transports.auth import AsgiApp, Receive, Scope, Send, answer, refuse
+from ksi_mcp.transports.failing import NOT_OFFERED, failed
 from ksi_mcp.transports.http import MAX_BODY_BYTES, listen
 
 if TYPE_CHECKING:
@@ -242,9 +243,9 @@ class AgentDoor:
         admitted: _Admitted = ctx.request.scope[_GRANT]
         turn = admitted.turn
         if turn is None or self._admitted.get(admitted.token) is not admitted:
-            return _said(_NO_TURN, is_error=True)
+            return failed(_NO_TURN, Refused.code)
         if all(spec.name != params.name for spec in turn.behalf.tools):
-            return _said(f"refused: {params.name[:80]!r} is not one of your tools", is_error=True)
+            return failed(f"refused: {params.name[:80]!r} is not one of your tools", NOT_OFFERED)
         call = asyncio.create_task(self._run(turn, admitted.agent_id, params), name=f"ksi-door-{params.name[:40]}")
         turn.calls.add(call)
         call.add_done_callback(turn.calls.discard)
@@ -252,18 +253,20 @@ class AgentDoor:
             outcome = await _patiently(call, ctx)
         except TakenOver:
             turn.taken_over()
-            return _said(_LOST, is_error=True)
+            return failed(_LOST, Refused.code)
         except KsiError as error:
-            return _said(error.text(), is_error=True)
+            return failed(error.text(), error.code)
         except asyncio.CancelledError:
             if admitted.turn is turn:  # the client has left; the call goes with it
                 call.cancel()
                 raise
-            return _said(_NO_TURN, is_error=True)
+            return failed(_NO_TURN, Refused.code)
         except Exception:
             logger.exception("tool %s failed for a process of agent %s", params.name[:80], admitted.agent_id)
-            return _said("internal error; the server's log has it", is_error=True)
-        return _said(outcome.text, is_error=outcome.is_error)
+            return failed("internal error; the server's log has it")
+        if outcome.is_error:
+            return failed(outcome.text, outcome.code)
+        return CallToolResult(content=[TextContent(type="text", text=outcome.text)])
 
     async def _run(self, turn: _Turn, agent_id: str, params: CallToolRequestParams) -> ToolOutcome:
         slot = turn.behalf.ctx.slot
@@ -300,7 +303,3 @@ async def _shut(web: uvicorn.Server) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _said(text: str, *, is_error: bool) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=is_error)

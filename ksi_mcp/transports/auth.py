@@ -1,4 +1,4 @@
-"""The operator's token: where it is kept, and the check of every request against it."""
+"""The operator's token: where it is kept, and who a request comes from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from ksi_mcp.config import Home
 from ksi_mcp.errors import Invalid
+from ksi_mcp.permissions import OPERATOR, Actor
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +85,25 @@ def _unusable(failure: OSError) -> Invalid:
     )
 
 
-def is_authorized(headers: Iterable[tuple[bytes, bytes]], token: str) -> bool:
-    """Whether the request carries the token, compared in constant time."""
+def bearer_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The token that a request carries; None: none, or more than one."""
     given = [value for name, value in headers if name == b"authorization"]
     if len(given) != 1:
-        return False
+        return None
     scheme, _, credentials = given[0].partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(credentials.strip(), token.encode())
+    return credentials.strip() if scheme.lower() == b"bearer" else None
+
+
+async def caller_of(
+    headers: Iterable[tuple[bytes, bytes]], token: str, others: Callable[[str], Awaitable[Actor | None]]
+) -> Actor | None:
+    """Who sends a request with these headers: the operator with `token`, or whom `others` know by theirs."""
+    given = bearer_of(headers)
+    if not given:
+        return None
+    if hmac.compare_digest(given, token.encode()):
+        return OPERATOR
+    return await others(given.decode("ascii", "replace"))
 
 
 async def refuse(send: Send) -> None:

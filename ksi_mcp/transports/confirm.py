@@ -7,7 +7,7 @@ from typing import Any
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
+from mcp.types import ClientCapabilities, ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 
 from ksi_mcp.tools.tool import Tool
 from ksi_mcp.tools.toolbox import Toolbox
@@ -76,7 +76,11 @@ def _destructive(toolbox: Toolbox, arguments: Mapping[str, Any]) -> Tool | None:
 
 def can_ask(context: Context[Any, Any]) -> bool:
     """Whether the client can put a form before its user."""
-    capabilities = context.client_capabilities
+    return shows_forms(context.client_capabilities)
+
+
+def shows_forms(capabilities: ClientCapabilities | None) -> bool:
+    """Whether a client with these capabilities can put a form before its user."""
     asked = capabilities.elicitation if capabilities is not None else None
     # A client that names no kind of elicitation means forms, the only kind there was.
     return asked is not None and (asked.form is not None or asked.url is None)

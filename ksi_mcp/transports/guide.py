@@ -1,11 +1,6 @@
-"""What a model reads before it has seen a single tool: the instructions, and the prompt to start from."""
+"""What a model reads before it has seen a single tool: the instructions."""
 
 from __future__ import annotations
-
-from typing import Annotated, Any
-
-from mcp.server import MCPServer
-from pydantic import Field
 
 INSTRUCTIONS = """\
 KSI runs teams of agents for you: durable conversations that exchange messages by events and rules, under a budget. \
@@ -30,25 +25,3 @@ listed: event_emit("agent:history", {"agent": "judge"}). help lists them all, he
 
 An error says what to do next. To end an agent call agent_terminate itself: as a command it needs the user's \
 confirmation."""
-
-
-def add_prompts(server: MCPServer[Any]) -> None:
-    """Offer `orchestrate`, which clients show as a command to the user."""
-
-    @server.prompt(title="Orchestrate a team of agents")
-    def orchestrate(
-        goal: Annotated[str, Field(description="what the team is to achieve")],
-        pattern: Annotated[str, Field(description="a pattern's name; empty: let the model choose")] = "",
-    ) -> str:
-        """Reach a goal with a team of agents."""
-        choice = (
-            f"Use the pattern {pattern!r} (composition_get shows it)."
-            if pattern
-            else "Choose a pattern: composition_discover(task=...) and composition_get."
-        )
-        return (
-            f"Goal: {goal}\n\n{choice} Start it with orchestration_start and a budget, carry out the strategy it "
-            "returns with the tools of this server, watch orchestration_status, record decisions with "
-            "composition_track_decision, and finish with orchestration_complete. Then report the outcome, what it "
-            "cost, and who said what that mattered."
-        )

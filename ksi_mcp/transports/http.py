@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from mcp.server.transport_security import TransportSecuritySettings
 
 from ksi_mcp.app import App
 from ksi_mcp.errors import Invalid
+from ksi_mcp.permissions import OPERATOR, Actor
+from ksi_mcp.transports.access import ACTOR
 from ksi_mcp.transports.auth import (
     AsgiApp,
     Message,
@@ -20,22 +25,31 @@ from ksi_mcp.transports.auth import (
     Scope,
     Send,
     answer,
-    is_authorized,
+    caller_of,
     read_or_make_token,
     refuse,
 )
 from ksi_mcp.transports.server import KsiServer, ToolSet, build_server
 from ksi_mcp.transports.signals import stopping
 
+logger = logging.getLogger(__name__)
+
 KINDS = frozenset({"http", "sse"})
 MAX_BODY_BYTES = 4 * 1024 * 1024
 """A larger request is answered with 413, unread."""
+BODY_S = 60.0
+"""How long a request's body may take to arrive: one that never ends must not be held for ever."""
 GRACE_S = 0.5
 """How long calls at work may go on once the server is told to stop. What they wait for goes on in any case."""
+
+HEALTH_S = 2.0
+"""A store that takes longer for one look is not well."""
 
 _LAST_RESORT_S = 1
 _BACKLOG = 128
 _REFUSALS = frozenset({403, 421})
+_CLOSE = (b"connection", b"close")
+"""Goes with the refusal of a request that was not read to its end: what follows on the connection is not known."""
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 __all__ = ["KINDS", "is_loopback", "read_or_make_token", "serve_http"]
@@ -70,7 +84,9 @@ async def serve_http(
     listener = await listen(host, port)
     try:
         server = build_server(app, tools=tools)
-        door = _Door(server, kinds=kinds, token=token, security=_security(host))
+        door = _Door(
+            server, app.services.access.who, _health_of(app), kinds=kinds, token=token, security=_security(host)
+        )
         config = uvicorn.Config(
             door,
             lifespan="off",
@@ -111,9 +127,18 @@ class _Door:
     """Every request: to its transport if it carries the token. Knows the open ones, to end them at shutdown."""
 
     def __init__(
-        self, server: KsiServer, *, kinds: frozenset[str], token: str | None, security: TransportSecuritySettings
+        self,
+        server: KsiServer,
+        others: Callable[[str], Awaitable[Actor | None]],
+        health: Callable[[], Awaitable[bool]],
+        *,
+        kinds: frozenset[str],
+        token: str | None,
+        security: TransportSecuritySettings,
     ) -> None:
         self._token = token
+        self._others = others
+        self._health = health
         self._apps: dict[str, AsgiApp] = {}
         self._streams: set[asyncio.Task[object]] = set()
         self._calls: set[asyncio.Task[object]] = set()
@@ -132,23 +157,38 @@ class _Door:
             return
         path = scope["path"]
         if path == "/health":
-            await answer(send, 200, {"status": "ok"})
+            healthy = not self._closed and await self._health()
+            await answer(send, 200 if healthy else 503, {"status": "ok" if healthy else "unavailable"})
             return
         app = self._apps.get("/messages" if path.startswith("/messages/") else path)
         if app is None:
             await answer(send, 404, {"error": "not found", "message": f"here are {', '.join(self._apps)} and /health"})
-        elif self._token is not None and not is_authorized(scope["headers"], self._token):
-            await refuse(send)
         elif self._closed:
             await answer(send, 503, {"error": "shutting down"})
+        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            # Two lengths: whoever stands before this server may have read another request than it did.
+            await answer(
+                send, 400, {"error": "bad request", "message": "Content-Length or Transfer-Encoding, not both"}, _CLOSE
+            )
+        elif (caller := await self._caller(scope)) is None:
+            await refuse(send)
         else:
+            _admit(scope, caller)
             await self._pass(app, scope, receive, send)
+
+    async def _caller(self, scope: Scope) -> Actor | None:
+        if self._token is None:
+            return OPERATOR
+        return await caller_of(scope["headers"], self._token, self._others)
 
     async def _pass(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
         status, complete = 0, False
+        body = _Body(receive)
 
         async def noting(message: Message) -> None:
             nonlocal status, complete
+            if body.failed and not status:
+                return  # what the SDK makes of a request that never came whole
             status = status or message["status"]
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
@@ -158,17 +198,24 @@ class _Door:
         if task is not None:
             at_work.add(task)
         try:
-            await app(scope, receive, noting)
+            await app(scope, body.receive, noting)
         except asyncio.CancelledError:
             if not self._closed:
                 raise
         except ValueError:
             if status not in _REFUSALS:  # the SDK's SSE endpoint raises after it has refused a Host or Origin
                 raise
+        except Exception:
+            if not body.failed:
+                raise
         finally:
             if task is not None:
                 at_work.discard(task)
-        if self._closed and not complete:
+        if body.late and not status:
+            await answer(
+                send, 408, {"error": "timeout", "message": f"a request comes whole within {BODY_S:g} s"}, _CLOSE
+            )
+        elif self._closed and not complete:
             with contextlib.suppress(Exception):  # the client may be gone
                 if status:
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -185,6 +232,51 @@ class _Door:
     def cut(self) -> None:
         """End what is still open."""
         _cancel(self._streams | self._calls)
+
+
+class _Body:
+    """What is received of a request: its body has to come whole, and in time."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._until = asyncio.get_running_loop().time() + BODY_S
+        self._whole = False
+        self.late = False
+        self.failed = False
+        """It came too late, or its client left in the middle of it."""
+
+    async def receive(self) -> Message:
+        if self._whole:  # what comes now is that the client hangs up, whenever that is
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            self.late = True
+            message = {"type": "http.disconnect"}
+        self._whole = not message.get("more_body", False)
+        self.failed = message["type"] == "http.disconnect"
+        return message
+
+
+def _health_of(app: App) -> Callable[[], Awaitable[bool]]:
+    """Whether the store answers. Anybody may ask, so it says no more than that."""
+
+    async def healthy() -> bool:
+        try:
+            await asyncio.wait_for(app.services.journal.read(lambda tx: tx.one("events.last_id")), HEALTH_S)
+        except Exception:  # whatever it is
+            logger.exception("the store does not answer")
+            return False
+        return True
+
+    return healthy
+
+
+def _admit(scope: Scope, caller: Actor) -> None:
+    """Leave in the request who sends it. The SDK lets nobody else use a session that somebody has begun."""
+    scope[ACTOR] = caller
+    scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=str(caller), scopes=[]))
 
 
 async def _first(work: asyncio.Task[None], stopped: asyncio.Event) -> None:

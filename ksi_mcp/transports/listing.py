@@ -8,6 +8,7 @@ from mcp.types import Tool as ListedTool
 from mcp.types import ToolAnnotations
 
 from ksi_mcp.tools.tool import Tool
+from ksi_mcp.transports.apps import tool_meta
 
 OPEN_WORLD = frozenset({"agent_spawn", "agent_send", "agent_broadcast", "event_emit", "orchestration_start"})
 """The tools that give an agent a turn at once, and so send text to a model provider."""
@@ -31,6 +32,7 @@ def listed(tool: Tool) -> ListedTool:
         description=tool.description,
         input_schema=brief(tool.schema()),
         annotations=_hints(tool),
+        _meta=tool_meta(tool.name),
     )
 
 

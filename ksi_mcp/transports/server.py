@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any, Literal
 
 from anyio import AsyncFile
 from mcp.server import CacheHint, MCPServer
+from mcp.server.caching import CacheableMethod
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.stdio import stdio_server
@@ -17,13 +17,17 @@ from mcp.types import Tool as ListedTool
 from ksi_mcp import __version__
 from ksi_mcp.app import App
 from ksi_mcp.errors import KsiError
-from ksi_mcp.permissions import OPERATOR, fresh_context
 from ksi_mcp.tools.catalog import DEFAULT_TOOLS
+from ksi_mcp.transports.access import context_for
+from ksi_mcp.transports.apps import app_extension
 from ksi_mcp.transports.confirm import confirm_destruction
-from ksi_mcp.transports.guide import INSTRUCTIONS, add_prompts
+from ksi_mcp.transports.failing import failed
+from ksi_mcp.transports.guide import INSTRUCTIONS
 from ksi_mcp.transports.listing import listed
+from ksi_mcp.transports.offering import offer
 from ksi_mcp.transports.questions import ask_for_answer, take_answer
-from ksi_mcp.transports.resources import add_resources
+from ksi_mcp.transports.results import data_result
+from ksi_mcp.transports.tasks import TaskExtension
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +37,15 @@ ToolSet = Literal["default", "full"]
 CallContext = Context[dict[str, Any], Any]
 
 LIST_TTL_MS = 3_600_000
-"""The list of tools does not change while the server runs."""
+_FIXED_LISTS: tuple[CacheableMethod, ...] = ("tools/list", "prompts/list", "resources/templates/list")
+"""They do not change while the server runs."""
+
+_STEP = 0.001
+"""The protocol wants every notice of progress to be above the one before, also when only its message is news."""
 
 _ICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E"
-    "%3Cpath d='M1 1l6 3-6 3z'/%3E%3C/svg%3E"
+    "data:image/svg+xml,%3Csvg%20xmlns='http://www.w3.org/2000/svg'%20viewBox='0%200%208%208'%3E"
+    "%3Cpath%20d='M1%201l6%203-6%203z'/%3E%3C/svg%3E"
 )
 """Small: it travels with every result of the modern era."""
 
@@ -56,15 +64,15 @@ class KsiServer(MCPServer[dict[str, Any]]):
             version=__version__,
             instructions=INSTRUCTIONS,
             icons=[Icon(src=_ICON, mime_type="image/svg+xml")],
-            cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS)},
+            cache_hints=dict.fromkeys(_FIXED_LISTS, CacheHint(ttl_ms=LIST_TTL_MS)),
+            extensions=[app_extension(), TaskExtension(app)],
             log_level="WARNING",
         )
         self._app = app
         toolbox = app.toolbox
         shown = toolbox.tools if tools == "full" else tuple(toolbox.get(name) for name in DEFAULT_TOOLS)
         self._listed = [listed(tool) for tool in shown]
-        add_resources(self, toolbox)
-        add_prompts(self)
+        self.notices = offer(self, self._lowlevel_server, app)
 
     async def list_tools(self) -> list[ListedTool]:
         """The tools of the chosen set, always in the same order."""
@@ -77,25 +85,28 @@ class KsiServer(MCPServer[dict[str, Any]]):
         except KsiError:
             return None
 
-    async def serve_stdio(self, stdin: AsyncFile[str]) -> None:
-        """Serve one client on `stdin` and this process's stdout, until the lines end."""
+    async def serve_stdio(self, stdin: AsyncFile[str], stdout: AsyncFile[str]) -> None:
+        """Serve one client, until the lines of `stdin` end."""
         server = self._lowlevel_server
-        async with stdio_server(stdin=stdin) as (incoming, outgoing):
+        async with stdio_server(stdin, stdout) as (incoming, outgoing):
             await server.run(incoming, outgoing, server.create_initialization_options())
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: CallContext | None = None
     ) -> CallToolResult | InputRequiredResult:
-        """Run any tool by its name, listed or not, as the operator.
+        """Run any tool by its name, listed or not, as whoever the connection or its token stands for.
 
         Raises:
-            ToolError: an expected failure; its text is for the model.
+            ToolError: the user did not agree, or could not be asked.
             UnexpectedToolError: anything else; the SDK logs the cause, the client learns nothing of it.
         """
+        told = -_STEP
 
         async def progress(done: float, total: float | None, message: str) -> None:
+            nonlocal told
             if context is not None:
-                await context.report_progress(done, total, message)
+                told = max(done, round(told + _STEP, 3))
+                await context.report_progress(told, total, message)
 
         try:
             if context is not None:
@@ -103,21 +114,23 @@ class KsiServer(MCPServer[dict[str, Any]]):
                 if question is not None:
                     return question
             asked = context is not None and await take_answer(self._app.toolbox, name, context)
-            done = await self._app.toolbox.call(fresh_context(OPERATOR), name, arguments, progress=progress)
+            done = await self._app.toolbox.call(context_for(context), name, arguments, progress=progress)
             if context is not None and not asked:
                 answered = await ask_for_answer(self._app.toolbox, name, done.data, context)
                 if isinstance(answered, InputRequiredResult):
                     return answered
                 if answered:
-                    done = await self._app.toolbox.call(fresh_context(OPERATOR), name, arguments, progress=progress)
+                    done = await self._app.toolbox.call(context_for(context), name, arguments, progress=progress)
         except KsiError as error:
-            raise ToolError(error.text()) from error
+            logger.info("%s failed: %r", name, error.text())  # %r keeps what others wrote on one line
+            return failed(error.text(), error.code)
         except ToolError:
             raise
         except Exception as failure:
             raise UnexpectedToolError("internal error; the server's log has it") from failure
-        text = json.dumps(done.data, ensure_ascii=False, separators=(",", ":"))
-        return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=done.data)
+        if done.text is not None:  # a client that is given data as well shows its model only that
+            return CallToolResult(content=[TextContent(type="text", text=done.text)])
+        return data_result(done.data)
 
 
 def build_server(app: App, *, tools: ToolSet = "default") -> KsiServer:

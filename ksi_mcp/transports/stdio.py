@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -14,12 +12,10 @@ from typing import cast
 from anyio import AsyncFile
 
 from ksi_mcp.app import App
+from ksi_mcp.transports.malformed import refusal_of
+from ksi_mcp.transports.pipes import LinesIn, TextOut
 from ksi_mcp.transports.server import ToolSet, build_server
 from ksi_mcp.transports.signals import stopping
-
-_CHUNK = 65_536
-_AHEAD = 64
-"""Lines read before the server has taken them."""
 
 
 async def serve_stdio(app: App, *, tools: ToolSet = "default") -> None:
@@ -28,77 +24,40 @@ async def serve_stdio(app: App, *, tools: ToolSet = "default") -> None:
     Stdout carries the protocol and nothing else: what anything else prints goes to stderr.
     """
     server = build_server(app, tools=tools)
-    with _own_stdin() as fd:
-        lines = _Lines(fd)
-        with stopping(lines.close):
-            await server.serve_stdio(cast("AsyncFile[str]", lines))  # it only iterates
+    with _own_descriptors() as (stdin, stdout):
+        lines = LinesIn(stdin)
+        with contextlib.closing(TextOut(stdout)) as out, stopping(lines.close):
+            # The SDK only iterates the one, and writes and flushes the other.
+            await server.serve_stdio(cast("AsyncFile[str]", _messages(lines, out)), cast("AsyncFile[str]", out))
 
 
-class _Lines:
-    """Lines of a file descriptor, read by a daemon thread: a read that never returns cannot hold up the exit."""
-
-    def __init__(self, fd: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._lines: asyncio.Queue[str | None] = asyncio.Queue(_AHEAD)
-        self._closed = asyncio.Event()
-        threading.Thread(target=self._read, args=(fd,), name="ksi-stdin", daemon=True).start()
-
-    def close(self) -> None:
-        """End the iteration, as if the client had hung up."""
-        self._closed.set()
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self._iterate()
-
-    async def _iterate(self) -> AsyncIterator[str]:
-        closed = asyncio.create_task(self._closed.wait())
-        try:
-            while not self._closed.is_set():
-                taken = asyncio.create_task(self._lines.get())
-                try:
-                    await asyncio.wait((taken, closed), return_when=asyncio.FIRST_COMPLETED)
-                    line = taken.result() if taken.done() else None
-                finally:
-                    taken.cancel()
-                if line is None:
-                    return
-                yield line
-        finally:
-            closed.cancel()
-
-    def _read(self, fd: int) -> None:
-        parts: list[bytes] = []
-        with contextlib.suppress(OSError):  # the descriptor is gone: the same as its end
-            while chunk := os.read(fd, _CHUNK):
-                first, *lines = chunk.split(b"\n")
-                parts.append(first)
-                for line in lines:
-                    self._put(parts)
-                    parts = [line]
-        self._put(parts)
-        self._put(None)
-
-    def _put(self, parts: list[bytes] | None) -> None:
-        line = None if parts is None else b"".join(parts).decode("utf-8", "replace")
-        if line == "":
-            return
-        put = self._lines.put(line)
-        try:
-            # Waits while the queue is full: a client that sends faster than it is served is slowed down.
-            asyncio.run_coroutine_threadsafe(put, self._loop).result()
-        except RuntimeError:  # the loop has ended
-            put.close()
+async def _messages(lines: LinesIn, out: TextOut) -> AsyncIterator[str]:
+    """The lines that are messages; the others are answered here."""
+    async for line in lines:
+        refusal = refusal_of(line)
+        if refusal is None:
+            yield line
+        else:
+            await out.write(refusal)
 
 
 @contextmanager
-def _own_stdin() -> Iterator[int]:
-    """Stdin for the protocol alone: code and child processes that read descriptor 0 find it empty."""
-    original = sys.stdin.fileno()
-    private = os.dup(original)
+def _own_descriptors() -> Iterator[tuple[int, int]]:
+    """Stdin and stdout for the protocol alone, as descriptors of our own.
+
+    Code and child processes that read descriptor 0 find it empty; what they write to descriptor 1 goes to stderr.
+    """
+    sys.stdout.flush()
+    stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
+    private_in, private_out = os.dup(stdin), os.dup(stdout)
     empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, original)
-    os.close(empty)
     try:
-        yield private
+        os.dup2(empty, stdin)
+        os.dup2(sys.stderr.fileno(), stdout)
+        yield private_in, private_out
     finally:
-        os.dup2(private, original)  # `private` stays open: a read may still be waiting on it
+        sys.stdout.flush()
+        for private, original in ((private_in, stdin), (private_out, stdout)):
+            os.dup2(private, original)
+            os.close(private)
+        os.close(empty)

@@ -6,7 +6,8 @@ import pytest
 
 from ksi_mcp.config import Home
 from ksi_mcp.errors import Invalid
-from ksi_mcp.transports.auth import is_authorized, read_or_make_token
+from ksi_mcp.permissions import OPERATOR
+from ksi_mcp.transports.auth import caller_of, read_or_make_token
 
 
 def mode(home: Home) -> int:
@@ -57,5 +58,8 @@ def test_a_link_in_place_of_the_token_is_refused(home, tmp_path):
         ([], False),
     ],
 )
-def test_only_the_very_token_lets_in(headers, let_in):
-    assert is_authorized(headers, "secret") is let_in
+async def test_only_the_very_token_lets_the_operator_in(headers, let_in):
+    async def nobody(text: str) -> None:
+        assert text not in ("", "secret")
+
+    assert await caller_of(headers, "secret", nobody) == (OPERATOR if let_in else None)

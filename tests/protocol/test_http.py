@@ -114,6 +114,15 @@ async def test_health_and_unknown_paths_need_no_token_and_tell_nothing(home):
     assert unknown.status_code == 404
 
 
+async def test_health_is_bad_once_the_store_cannot_be_read(home, caplog):
+    async with listening(home) as url, httpx2.AsyncClient(base_url=url) as http:
+        for path in home.root.glob("ksi.db*"):
+            path.write_bytes(b"no database " * 2_000)
+        broken = await http.get("/health")
+    assert (broken.status_code, broken.json()) == (503, {"status": "unavailable"})
+    assert "the store does not answer" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("headers", "status"), [({"Host": "evil.example"}, 421), ({"Origin": "http://evil.example"}, 403)]
 )

@@ -58,3 +58,54 @@ async def test_an_answer_that_does_not_fit_is_refused_with_the_reason_and_the_tu
         assert "is not what turn" in waited.content[0].text
         answer = await client.call_tool("completion_answer", {"turn": turn, "text": "7"})
         assert not answer.is_error
+
+
+class Pays(User):
+    """Raises the limits that it is asked for to these."""
+
+    def __init__(self, **limits: object) -> None:
+        super().__init__("accept", **limits)
+        self.forms: list[dict] = []
+
+    async def __call__(self, context, params):
+        self.forms.append(params.requested_schema["properties"])
+        return await super().__call__(context, params)
+
+
+async def out_of_turns(client) -> str:
+    """A turn that is parked, since its agent may have one turn only and has had it."""
+    spawn = {"prompt": "x", "name": "poor", "budget": {"turns": 1, "policy": "park"}}
+    assert not (await client.call_tool("agent_spawn", spawn)).is_error
+    done = await client.call_tool("agent_send", {"agent": "poor", "message": "one", "wait_s": 20})
+    assert done.structured_content["status"] == "done"
+    sent = await client.call_tool("agent_send", {"agent": "poor", "message": "two"})
+    return sent.structured_content["turn"]
+
+
+async def test_a_turn_that_waits_for_its_budget_asks_for_a_higher_limit_and_goes_on(serve):
+    user = Pays(turns=5)
+    async with serve(worker="inside", elicitation_callback=user) as (_, client):
+        turn = await out_of_turns(client)
+        waited = await client.call_tool("agent_wait", {"turns": [turn]})
+        (ended,) = waited.structured_content["turns"]
+        assert ended["status"] == "done"
+        agents = (await client.call_tool("agent_list", {})).structured_content["agents"]
+        status = await client.call_tool(
+            "event_emit", {"event": "budget:status", "data": {"account": agents[0]["agent"]}}
+        )
+        assert status.structured_content["result"]["accounts"][-1]["limit_turns"] == 5
+    assert user.forms == [{"turns": {"type": "integer", "title": "Limit in turns", "default": 1, "minimum": 1}}]
+    assert "Agent poor waits for room in its budget" in user.asked[0]
+
+
+@pytest.mark.parametrize(
+    "user", [Pays(turns=1), Pays(turns=0), Pays(usd=100), Pays(turns=True), Pays(), User("decline")]
+)
+async def test_a_limit_that_is_not_raised_leaves_the_turn_parked(serve, user):
+    async with serve(worker="inside", elicitation_callback=user) as (_, client):
+        turn = await out_of_turns(client)
+        waited = await client.call_tool("agent_wait", {"turns": [turn]})
+        (parked_turn,) = waited.structured_content["turns"]
+        assert parked_turn["parked_on"] == "budget"
+        assert parked_turn["account"].startswith("a_")
+        assert "budget_set" in waited.structured_content["next"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,25 @@ async def test_a_cancelled_call_ends_at_once_and_the_connection_lives(serve):
         with pytest.raises(asyncio.CancelledError):
             await call
         assert not (await client.call_tool("agent_list", {})).is_error
+
+
+async def test_each_notice_of_progress_is_above_the_one_before(serve):
+    @tool("agent_tell", needs="base", effects="reads", title="Tell")
+    async def tell(call: Call) -> Nothing:
+        """Tell how far it is."""
+        for done in (0, 0, 0, 1, 1, 3):
+            await call.progress(done, 3, f"{done} of 3")
+        return Nothing()
+
+    heard: list[tuple[float, float | None, str | None]] = []
+
+    async def progress(*notice: Any) -> None:
+        heard.append(notice)
+
+    async with serve(more=(tell,)) as (_, client):
+        assert not (await client.call_tool("agent_tell", {}, progress_callback=progress)).is_error
+    assert [done for done, _, _ in heard] == [0, 0.001, 0.002, 1, 1.001, 3]
+    assert heard[-1] == (3, 3, "3 of 3")
 
 
 async def test_giving_up_a_wait_loses_no_turn(serve):
