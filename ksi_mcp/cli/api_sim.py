@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,10 @@ def command(
         float | None, typer.Option(min=0.001, help="Above it: 429 with retry-after.")
     ] = None,
     max_in_flight: Annotated[int | None, typer.Option(min=1, help="Above it: 429 with retry-after.")] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write here what a client sends its model, a line a call."),
+    ] = None,
 ) -> None:
     """Serve the Messages API from a script: answers, tool calls, latency and faults, without a key or a network.
 
@@ -34,7 +39,16 @@ def command(
 
     spec = parse_script(None) if script is None else load_script(script.read_bytes())
     limits = SimLimits(requests_per_second=requests_per_second, max_in_flight=max_in_flight)
-    run_until_told(serve_sim(Script(spec), host, port, limits=limits, on_ready=_show))
+    serving = partial(serve_sim, Script(spec), host, port, limits=limits, on_ready=_show)
+    if keep is None:
+        run_until_told(serving())
+        return
+    with keep.open("ab", buffering=0) as file:
+
+        def write(body: bytes) -> None:
+            file.write(b" ".join(body.splitlines()) + b"\n")  # JSON has its line breaks between its parts only
+
+        run_until_told(serving(heard=write))
 
 
 def _show(url: str) -> None:

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ksi_mcp.app import App, AppOptions
+from ksi_mcp.cli.calling import open_calling
+from ksi_mcp.cli.escaping import print_json
+from ksi_mcp.cli.groups import EXIT_PARTIAL
 from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
-from ksi_mcp.config import find_home
+from ksi_mcp.cli.waits import fell_short
+from ksi_mcp.cli.watching import Watching
 from ksi_mcp.errors import Invalid
-from ksi_mcp.logs import configure_logging
-from ksi_mcp.permissions import OPERATOR, fresh_context
+from ksi_mcp.tools.catalog import ALL_TOOLS
 
 
 def command(
@@ -25,21 +27,24 @@ def command(
     home: HomeOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
-) -> None:
-    """Call a tool as the operator of this machine and print its result as JSON (on one line with --json).
+) -> int:
+    """Call a tool by its name and print its result as JSON (on one line with --json).
 
-    `ksi-mcp call help` lists the tools, `ksi-mcp call help topic=agent_send` explains one.
+    As the operator of this machine; with KSI_AGENT_TOKEN and KSI_AGENT_URL as that agent, which may have tools that
+    nobody else has. `ksi-mcp help` lists the tools, `ksi-mcp help agent_send` explains one.
     """
-    place = find_home(home)
 
-    async def run() -> dict[str, Any]:
-        async with App(place, AppOptions(worker="detached", project=project)) as app:
-            configure_logging(app.config.log_level)
-            declared = app.toolbox.command(tool) or app.toolbox.get(tool.replace("-", "_"))
-            given = read_arguments(arguments or [], declared.schema()["properties"])
-            return (await app.toolbox.call(fresh_context(OPERATOR), declared.name, given)).data
+    async def run() -> tuple[str, dict[str, Any], dict[str, Any]]:
+        async with open_calling(home, project) as calling:
+            name, schema = await calling.find(tool)
+            given = read_arguments(arguments or [], schema.get("properties", {}))
+            with Watching() as watching:
+                return name, given, await calling.call(name, given, watching)
 
-    typer.echo(json.dumps(asyncio.run(run()), ensure_ascii=False, indent=None if as_json else 2))
+    name, given, data = asyncio.run(run())
+    print_json(data, indent=None if as_json else 2)
+    declared = next((each for each in ALL_TOOLS if each.name == name), None)
+    return EXIT_PARTIAL if declared is not None and fell_short(declared, given, data) else 0
 
 
 def read_arguments(words: list[str], properties: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ksi_mcp.app import App, AppOptions
+from ksi_mcp.cli.escaping import print_json, visible
 from ksi_mcp.cli.options import HomeOption, JsonOption
 from ksi_mcp.config import find_home
 from ksi_mcp.events.model import Event, EventFilter
@@ -54,8 +55,8 @@ def command(
 def _show(event: Event, *, as_json: bool) -> None:
     view = EventView.of(event)
     if as_json:
-        typer.echo(json.dumps(view.as_json(), ensure_ascii=False))
+        print_json(view.as_json())
         return
     data = json.dumps(event.data, ensure_ascii=False)
     cut = data if len(data) <= _SHOWN_CHARS else data[:_SHOWN_CHARS] + "..."
-    typer.echo(f"{view.at}  {event.event_id:>6}  {event.name:<26}  {event.source:<20}  {cut}")
+    typer.echo(visible(f"{view.at}  {event.event_id:>6}  {event.name:<26}  {event.source:<20}  {cut}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import sys
@@ -52,7 +53,13 @@ def command(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on (http, sse); 0 takes a free one.")
     ] = 8765,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="No token; on a loopback address only.")] = False,
+    no_auth: Annotated[
+        bool,
+        typer.Option(
+            "--no-auth",
+            help="No token; on a loopback address only. Agents that run as processes are refused meanwhile.",
+        ),
+    ] = False,
     tools: Annotated[Tools, typer.Option(help="List the everyday tools, or all of them.")] = Tools.DEFAULT,
     worker: Annotated[
         WorkerMode,
@@ -99,20 +106,22 @@ def _stdio(tools: Tools) -> Serving:
 
 def _http(transport: Transport, host: str, port: int, tools: Tools, *, auth: bool) -> Serving:
     from ksi_mcp.transports.http import read_or_make_token, serve_http
+    from ksi_mcp.unguarded import unguarded
 
     kinds = frozenset({"http", "sse"} if transport is Transport.ALL else {transport.value})
 
     async def serve(app: App) -> None:
         token = read_or_make_token(app.home) if auth else None
-        await serve_http(
-            app,
-            host=host,
-            port=port,
-            kinds=kinds,
-            token=token,
-            tools=tools.value,
-            on_ready=lambda url: _show(url, kinds, token),
-        )
+        with contextlib.nullcontext() if auth else unguarded(app.home):
+            await serve_http(
+                app,
+                host=host,
+                port=port,
+                kinds=kinds,
+                token=token,
+                tools=tools.value,
+                on_ready=lambda url: _show(url, kinds, token),
+            )
 
     return serve
 
@@ -124,10 +133,13 @@ def _show(url: str, kinds: frozenset[str], token: str | None) -> None:
     kind = "http" if "http" in kinds else "sse"
     address = f"{base}/mcp" if kind == "http" else f"{base}/sse"
     entry: dict[str, Any] = {"type": kind, "url": address}
+    shown = token if sys.stderr.isatty() else "${KSI_TOKEN}"  # a log is read by others than the operator
     if token is not None:
-        entry["headers"] = {"Authorization": f"Bearer {token}"}
+        entry["headers"] = {"Authorization": f"Bearer {shown}"}
     say = [f"listening on {address}" + (f" and {base}/sse" if len(kinds) > 1 else "")]
     say += ["client configuration (.mcp.json):", json.dumps({"mcpServers": {"ksi": entry}}, indent=2)]
-    if token is not None:
+    if token is not None and shown == token:
         say.append("The token is the operator's: keep it to yourself.")
+    elif token is not None:
+        say.append("KSI_TOKEN is the operator's token, in the file `token` of the data folder: keep it to yourself.")
     print("\n".join(say), file=sys.stderr, flush=True)

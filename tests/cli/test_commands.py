@@ -194,10 +194,10 @@ async def test_events_follow_shows_what_another_process_does(tmp_path: Path) -> 
         await follower.wait()
 
 
-async def test_api_sim_answers_the_real_sdk_from_a_script(tmp_path: Path) -> None:
-    script = tmp_path / "script.yaml"
+async def test_api_sim_answers_the_real_sdk_from_a_script_and_keeps_what_it_was_sent(tmp_path: Path) -> None:
+    script, kept = tmp_path / "script.yaml", tmp_path / "kept.jsonl"
     script.write_text("replies: [{match: {prompt: 'ping'}, reply: pong}]\n")
-    command = [sys.executable, "-m", "ksi_mcp", "api-sim", "--script", str(script)]
+    command = [sys.executable, "-m", "ksi_mcp", "api-sim", "--script", str(script), "--keep", str(kept)]
     simulator = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=ENV
     )
@@ -213,3 +213,5 @@ async def test_api_sim_answers_the_real_sdk_from_a_script(tmp_path: Path) -> Non
         simulator.terminate()
         await simulator.communicate()
     assert simulator.returncode == 0
+    (line,) = kept.read_text("utf-8").splitlines()
+    assert json.loads(line)["messages"] == [{"role": "user", "content": "ping"}]
