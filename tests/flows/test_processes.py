@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 from mcp import Client, StdioServerParameters
 
+from ksi_mcp.app import App, AppOptions
+from ksi_mcp.config import Home
+from ksi_mcp.permissions import OPERATOR, fresh_context
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes through /proc")
 
 SCRIPT = """
@@ -127,6 +131,19 @@ async def test_after_kill_9_of_server_and_worker_every_queued_turn_is_done_once(
         ends = rows(home, f"SELECT finished_at_ms FROM turn WHERE session_id = '{session}' ORDER BY seq")
         assert ends == sorted(ends)
     await until(lambda: not processes(home, "worker"))
+
+
+async def test_whoever_enqueues_and_leaves_at_once_leaves_the_work_to_a_worker(tmp_path: Path) -> None:
+    home = Home(root=tmp_path)
+    home.config.write_text("provider: scripted\nworker: {idle_s: 0.5}\n")
+    ctx = fresh_context(OPERATOR)
+    async with App(home, AppOptions(worker="none")) as app:
+        await app.toolbox.call(ctx, "agent_spawn", {"prompt": "x", "name": "a"})
+    async with App(home, AppOptions(worker="detached")) as app:
+        sent = (await app.toolbox.call(ctx, "agent_send", {"agent": "a", "message": "hi"})).data
+    async with App(home, AppOptions(worker="none")) as app:  # it starts none
+        waited = (await app.toolbox.call(ctx, "agent_wait", {"turns": [sent["turn"]], "timeout_s": 30})).data
+    assert waited["census"]["ok"] == 1
 
 
 async def test_two_servers_share_one_worker_and_a_run_outlives_both(tmp_path: Path) -> None:
