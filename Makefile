@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench lock clean
+.PHONY: help setup demo test check fmt docs mcpb bench lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/'
@@ -48,13 +48,26 @@ fmt: $(STAMP)  ## format, and fix what can be fixed by itself
 	"$(BIN)/ruff" check --fix-only --quiet
 	"$(BIN)/ruff" format
 
+docs: $(STAMP)  ## write what documents and manifests take from the code
+	"$(BIN)/python" scripts/declare-tools
+	"$(BIN)/python" scripts/generate-docs
+
+mcpb: $(STAMP)  ## build the bundle for desktop clients (needs npx)
+	"$(BIN)/python" scripts/build-mcpb
+
 bench: $(STAMP)  ## run the benchmarks
 	"$(BIN)/python" -m benchmarks $(ARGS)
 
 # The only target that needs more than python3 and make: uv, which resolves for every Python and platform at once.
-lock:  ## renew requirements.lock (needs uv; UPGRADE=--upgrade takes newer versions)
+lock:  ## renew the lock files (needs uv; UPGRADE=--upgrade takes newer versions)
 	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --quiet $(UPGRADE) -o requirements.lock
+	uv pip compile pyproject.toml --extra browser --constraint requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-package ksi-mcp --custom-compile-command "make lock" --quiet \
+		$(UPGRADE) -o requirements-browser.lock
+	echo hatchling | uv pip compile pyproject.toml - --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --constraint requirements.lock --custom-compile-command "make lock" --quiet \
+		-o packaging/requirements.lock
 
 clean:  ## remove the environment and all caches
 	rm -rf "$(VENV)" .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
