@@ -281,6 +281,12 @@ class StdioServer:
             raise Refusal(result["content"][0]["text"])
         return dict(result["structuredContent"])
 
+    def begin(self, tool: str, **arguments: Any) -> None:
+        """Call a tool and do not wait for its answer; it may tell how far it is."""
+        self._calls += 1
+        asked = {"name": tool, "arguments": arguments, "_meta": {"progressToken": self._calls}}
+        self._send({"id": self._calls, "method": "tools/call", "params": asked})
+
     def kill(self) -> None:
         """`kill -9`."""
         self._process.kill()

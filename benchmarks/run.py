@@ -17,6 +17,7 @@ NAMES = (
     "startup",
     "memory",
     "tools_list",
+    "mcp_latency",
     "queue",
     "turns",
     "latency",
