@@ -292,6 +292,7 @@ class App:
             await self.services.journal.close()
             self._doorbell.close()
         await self._db.close()
+        self._launcher.let_go()
         self._lock.release()
 
     def _spawn(self, work: Any, name: str) -> None:

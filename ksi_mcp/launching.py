@@ -91,6 +91,12 @@ class WorkerLauncher:
         self._pause_s = 0.0
         return None
 
+    def let_go(self) -> None:
+        """The worker that was started here outlives this process on purpose: nobody need be told that it still runs."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.returncode = 0
+        self._child = None
+
     def _launch(self) -> subprocess.Popen[bytes]:
         """Start a worker of its own: it outlives this process, and ends when it has had nothing to do for a while."""
         self._home.logs.mkdir(exist_ok=True, mode=0o700)

@@ -174,7 +174,7 @@ class Waits:
             f"evaluation {data['evaluation']}: {census['passed'] + census['failed']} of {census['planned']} runs have "
             f"been judged, {census['running']} are under way"
         )
-        if not census["running"]:
+        if data["complete"]:
             return Sight(ended=True, message=message, data=data)
         runs = await self._svc.journal.read(lambda tx: case_runs(tx, data["evaluation"]))
         under_way = [run.turn_id for run in runs if run.problems is None]

@@ -62,6 +62,7 @@ class EvaluationView(View):
     evaluation: str
     name: str
     suite: str
+    complete: bool
     census: EvaluationCensus
     score: float | None = None
     weight_judged: float
@@ -299,6 +300,7 @@ def _finish(tx: Tx, call: Call, work: _Work) -> EvaluationView:
         evaluation=work.made.evaluation_id,
         name=f"{work.made.name}@{work.made.hash[:12]}",
         suite=work.made.suite,
+        complete=done,
         census=census,
         score=None if score is None else round(score, 6),
         weight_judged=round(total / sum(case.weight for case in work.cases), 6),

@@ -192,9 +192,9 @@ class Resources:
 
 
 def _text(data: dict[str, Any], rest: str) -> str:
-    """The result as JSON; if it had to be cut, with the way to the rest."""
+    """The result as JSON; if it had to be cut, or is the first of several pages, with the way to the rest."""
     smaller, text = bounded(data, MAX_CHARS - len(rest) - 20)
-    return text if smaller is data else compact({**smaller, "rest": rest})
+    return text if smaller is data and "cursor" not in data else compact({**smaller, "rest": rest})
 
 
 def _unknown(uri: str, message: str) -> MCPError:

@@ -17,7 +17,11 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 # Nobody is logged in, and no key is there.
 ENV = {
-    **{name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_"))},
+    **{
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_")) and name not in ("COLUMNS", "LINES", "NO_COLOR")
+    },
     "PYTHONPATH": str(ROOT),
     "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",
     "CLAUDE_CONFIG_DIR": "/nonexistent",

@@ -15,7 +15,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 ENV = {
-    **{name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_"))},
+    **{
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_")) and name not in ("COLUMNS", "LINES", "NO_COLOR")
+    },
     "PYTHONPATH": str(ROOT),
 }
 ASK = {"name": "agent_send", "input": {"agent": "helper", "message": "How many?", "wait_s": 50}}

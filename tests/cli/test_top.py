@@ -26,7 +26,11 @@ from ksi_mcp.testing import open_test_app
 
 ROOT = Path(__file__).parent.parent.parent
 ENV = {
-    **{name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_"))},
+    **{
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_")) and name not in ("COLUMNS", "LINES", "NO_COLOR")
+    },
     "PYTHONPATH": str(ROOT),
 }
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\r\nnext\x1b[?1049l"

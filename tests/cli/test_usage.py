@@ -17,7 +17,11 @@ from ksi_mcp.testing import open_test_app
 
 ROOT = Path(__file__).parent.parent.parent
 ENV = {
-    **{name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_"))},
+    **{
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ANTHROPIC_", "OPENAI_", "KSI_")) and name not in ("COLUMNS", "LINES", "NO_COLOR")
+    },
     "PYTHONPATH": str(ROOT),
 }
 PRICES = {"m": {"input_usd_per_mtok": 1000, "output_usd_per_mtok": 2000}}

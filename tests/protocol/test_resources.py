@@ -217,7 +217,19 @@ async def test_an_address_of_ten_thousand_characters_is_answered_with_less(serve
     assert len(str(failure.value.data)) + len(failure.value.message) < 3_000
 
 
-async def test_a_long_resource_is_cut_stays_json_and_says_how_to_get_the_rest(serve):
+async def test_a_long_text_in_a_resource_is_cut_and_it_stays_json_and_says_how_to_get_the_rest(serve):
+    async with serve() as (_, client):
+        wordy = {"name": "wordy", "type": "component", "version": "1.0.0", "content": "many words " * 10_000}
+        await client.call_tool("composition_create", {"document": wordy})
+        [content] = (await client.read_resource("ksi://compositions/wordy")).contents
+        found = await read(client, "ksi://compositions/wordy")
+    assert len(content.text) <= MAX_CHARS
+    assert "[cut: 16,000 of 110,000 characters]" in content.text
+    assert "characters" in found["cut"]
+    assert "composition_get" in found["rest"]
+
+
+async def test_a_long_list_in_a_resource_is_its_first_page_and_says_how_to_get_the_rest(serve):
     async with serve() as (_, client):
         # Long enough that a hundred of them are more than a resource may hold.
         caps = ["base", "messaging", "spawn_agents", "routing_control", "decisions", "compositions", "orchestration"]
@@ -228,7 +240,9 @@ async def test_a_long_resource_is_cut_stays_json_and_says_how_to_get_the_rest(se
         [content] = (await client.read_resource("ksi://agents")).contents
         found = await read(client, "ksi://agents")
     assert MAX_CHARS / 3 < len(content.text) <= MAX_CHARS
-    assert "characters" in found["cut"]
+    assert 0 < len(found["agents"]) < 100
+    assert found["cursor"]
+    assert "cut" not in found
     assert "agent_list" in found["rest"]
 
 

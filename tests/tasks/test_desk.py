@@ -499,7 +499,7 @@ async def test_an_evaluation_goes_on_with_each_look_and_ends_with_its_score(open
         ended = await until_ended(desk, task)
         data = ended.result["data"]
         assert data["census"] == {"planned": 6, "passed": 3, "failed": 3, "unjudged": 0, "running": 0, "not_run": 0}
-        assert data["score"] == 0.5
+        assert (data["complete"], data["score"]) == (True, 0.5)
         assert data == await house.call("composition_evaluate", evaluation=data["evaluation"], parallel=1)
         assert house.rows("SELECT COUNT(*) FROM evaluation") == [(1,)]
         house.books()
