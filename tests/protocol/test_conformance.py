@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
+@pytest.mark.skipif(
+    "KSI_TEST_THOROUGH" not in os.environ, reason="KSI_TEST_THOROUGH is not set: it fetches programs from npm"
+)
 @pytest.mark.timeout(600)  # npm may have to fetch them first
 @pytest.mark.parametrize("script", ["conformance", "inspector"])
 def test_the_protocol_s_own_programs_find_nothing(script):
