@@ -141,7 +141,7 @@ class AccessTokens:
         return await self._journal.read(look)
 
     async def revoke(self, ctx: Context, token_id: str) -> AccessToken:
-        """Let nobody in with this token any more, from the next request on.
+        """Let nobody in with this token any more; what is open with it ends soon.
 
         Raises:
             NotFound: there is none of that id.

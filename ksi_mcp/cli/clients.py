@@ -102,7 +102,7 @@ def write(setup: Setup) -> bool:
     file = setup.file.resolve()
     try:
         document = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise Invalid(f"{file.name} cannot be read as JSON", hint="mend it, or add the server by hand") from None
     servers = document.setdefault(setup.key, {}) if isinstance(document, dict) else None
     if not isinstance(servers, dict):

@@ -137,13 +137,7 @@ class ClaudeCliProvider:
     async def _turn(self, request: Request, reading: Reading, on_text: OnText | None) -> Answer:
         if not request.messages:
             raise ProviderError("there is nothing to send", kind="request", billed="no")
-        if is_unguarded(self._home):
-            raise ProviderError(
-                "a server that asks for no token serves this data folder, and a process of an agent could reach it; "
-                "start that server without --no-auth",
-                kind="request",
-                billed="no",
-            )
+        self._check_guarded()
         history, last = request.messages[:-1], request.messages[-1]
         agent_id = None if request.behalf is None else request.behalf.ctx.actor.agent_id
         settings, before = self._settings(request), claude_events.digest_of(history)
@@ -200,11 +194,25 @@ class ClaudeCliProvider:
                 raise
             env = claude_command.environment(self._config, self._environ, grant)
             process = await ClaudeProcess.start(self._processes, (program, *given), cwd=cwd, env=env, files=(file,))
+            try:  # a server that has begun since then saw no process yet; one that begins from now on sees this
+                self._check_guarded()
+            except ProviderError:
+                await process.end()
+                raise
         except BaseException:
             if entry is not None:
                 entry.door.close(entry.grant.token)
             raise
         return _Session(process, agent_id=agent_id, settings=settings, entry=entry, left=left)
+
+    def _check_guarded(self) -> None:
+        if is_unguarded(self._home):
+            raise ProviderError(
+                "a server that asks for no token serves this data folder, and a process of an agent could reach it; "
+                "start that server without --no-auth",
+                kind="request",
+                billed="no",
+            )
 
     async def _admit(self, request: Request, agent_id: str | None) -> _Entry | None:
         """What a process of the agent needs to use our tools, if it has any."""

@@ -183,6 +183,12 @@ class ScriptSpec(_Strict):
     replies: Annotated[list[Entry], Field(max_length=MAX_ENTRIES)] = Field(default_factory=list)
     default: Reply | None = None
 
+    @property
+    def has_regex(self) -> bool:
+        """Whether something in it is matched by a regular expression, of which some never end."""
+        patterns = [each for entry in self.replies for each in (entry.match.prompt, entry.match.system) if each]
+        return any(pattern_regex(each) is not None for each in patterns)
+
 
 def parse_script(data: Any) -> ScriptSpec:
     """Check a script given as data. `Invalid` names the entry and what is wrong with it."""

@@ -255,7 +255,7 @@ async def monitor_overview(
             parked=parked_views(tx, call, run) or None,
             breakers=[_breaker(row) for row in tx.all("orchestrations.overview_breakers")] or None,
             routing_paused=call.svc.router.is_paused(tx) or None,
-            names=names_of(tx, _mentioned(found, deliveries)),
+            names=names_of(tx, _mentioned(found, deliveries, sight.agents)),
         )
 
     return await call.read(work)
@@ -286,11 +286,13 @@ def _breaker(row: Row) -> BreakerView:
     )
 
 
-def _mentioned(events: tuple[Any, ...], deliveries: list[DeliveryView]) -> set[str]:
+def _mentioned(events: tuple[Any, ...], deliveries: list[DeliveryView], seen: frozenset[str] | None) -> set[str]:
+    """Agents in these events. What an event says of agents may be anybody's word: those out of sight have no name."""
     sources = [event.source for event in events] + [each.source or "" for each in deliveries]
     targets = [each.target for each in deliveries] + [str(event.data.get("from", "")) for event in events]
     found = {text.removeprefix("agent:") for text in (*sources, *targets) if text.startswith("agent:")}
-    return found | {event.agent_id for event in events if event.agent_id is not None}
+    found |= {event.agent_id for event in events if event.agent_id is not None}
+    return found if seen is None else found & seen
 
 
 def _short(view: EventView) -> EventView:

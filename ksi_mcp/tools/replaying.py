@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ksi_mcp.agents import reach
 from ksi_mcp.db import Tx
+from ksi_mcp.errors import Refused
 from ksi_mcp.routing.comparing import Difference, Kind
 from ksi_mcp.routing.recording import MAX_EVENTS, Wanted
 from ksi_mcp.tools.call import Call
@@ -110,6 +111,11 @@ async def event_replay(
 
     wanted = [change_of(place, given, None) for place, given in enumerate(changes or ())]
     spec = None if script is None else parse_script(script)
+    if spec is not None and spec.has_regex and call.ctx.actor.kind != "operator":
+        raise Refused(
+            "a regular expression can keep the whole server busy, so only the operator's scripts may have any",
+            hint="plain text in match finds the prompts that hold it",
+        )
 
     def look(tx: Tx) -> Wanted:
         if wanted:

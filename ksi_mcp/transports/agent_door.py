@@ -160,6 +160,8 @@ class AgentDoor:
     async def _serve(self, listener: socket.socket, ready: asyncio.Future[None]) -> None:
         import uvicorn
 
+        from ksi_mcp.transports.connections import Connection  # noqa: PLC0415  it imports uvicorn
+
         server = Server(
             "ksi", title="KSI", version=__version__, on_list_tools=self._list_tools, on_call_tool=self._call_tool
         )
@@ -176,7 +178,7 @@ class AgentDoor:
             log_config=None,
             access_log=False,
             ws="none",
-            http="h11",
+            http=Connection,
             proxy_headers=False,
             server_header=False,
         )

@@ -17,7 +17,8 @@ MODERN = "2026-07-28"
 """From this protocol version on, a question is the result of the call; before, it is a request to the client."""
 
 _KEY = "confirm"
-_SHOWN = 300
+_SHOWN = 100
+_MOST = 40
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"ok": {"type": "boolean", "title": "Do it", "default": True}},
@@ -39,15 +40,16 @@ async def confirm_destruction(
     """
     if name != EMIT:
         return None
-    doomed = _destructive(toolbox, arguments)
-    if doomed is None:
+    found = _destructive(toolbox, arguments)
+    if found is None:
         return None
+    doomed, given = found
     if not can_ask(context):
         raise ToolError(
             f"{doomed.command} ends or deletes something, and this client cannot ask the user about it; "
             f"call {doomed.name} itself"
         )
-    question = f"Run {doomed.command} ({doomed.title.lower()}) with {_shown(arguments)}?"
+    question = f"Run {doomed.command} ({doomed.title.lower()}) with {_shown(given)}?"
     if (context.protocol_version or "") >= MODERN:
         answer = (context.input_responses or {}).get(_KEY)
         if answer is None or context.request_state != doomed.name:
@@ -60,8 +62,8 @@ async def confirm_destruction(
     return None
 
 
-def _destructive(toolbox: Toolbox, arguments: Mapping[str, Any]) -> Tool | None:
-    """The destructive tool that this emission runs, also through further emissions inside it."""
+def _destructive(toolbox: Toolbox, arguments: Mapping[str, Any]) -> tuple[Tool, Mapping[str, Any]] | None:
+    """The destructive tool that this emission runs, also through further emissions inside it, and what it is given."""
     emit = toolbox.get(EMIT)
     given: Mapping[str, Any] = arguments
     while True:
@@ -70,7 +72,7 @@ def _destructive(toolbox: Toolbox, arguments: Mapping[str, Any]) -> Tool | None:
         if command is None:
             return None
         if command.name != EMIT:
-            return command if command.effects == "destroys" else None
+            return (command, checked["data"] or {}) if command.effects == "destroys" else None
         given = checked["data"] or {}
 
 
@@ -92,6 +94,7 @@ def _agreed(answer: object) -> bool:
     return (answer.content or {}).get("ok", True) is True
 
 
-def _shown(arguments: Mapping[str, Any]) -> str:
-    text = repr(arguments.get("data") or {})
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
+def _shown(given: Mapping[str, Any]) -> str:
+    """The arguments, each cut by itself: a long one must not hide another. No tool takes more than are shown."""
+    shown = [f"{key!r:.{_SHOWN}}: {value!r:.{_SHOWN}}" for key, value in list(given.items())[:_MOST]]
+    return "{" + ", ".join(shown) + (", ...}" if len(given) > _MOST else "}")

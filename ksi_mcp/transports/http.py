@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ipaddress
 import logging
 import socket
@@ -25,10 +26,12 @@ from ksi_mcp.transports.auth import (
     Scope,
     Send,
     answer,
+    bearer_of,
     caller_of,
     read_or_make_token,
     refuse,
 )
+from ksi_mcp.transports.guests import MAX_OPEN, Guest, Guests
 from ksi_mcp.transports.server import KsiServer, ToolSet, build_server
 from ksi_mcp.transports.signals import stopping
 
@@ -77,6 +80,8 @@ async def serve_http(
     """
     import uvicorn
 
+    from ksi_mcp.transports.connections import Connection  # noqa: PLC0415  it imports uvicorn
+
     if not kinds or not kinds <= KINDS:
         raise Invalid(f"unknown kinds of transport: {', '.join(sorted(kinds - KINDS)) or 'none'}", hint="http, sse")
     if not token and not is_loopback(host):
@@ -89,6 +94,7 @@ async def serve_http(
         )
         config = uvicorn.Config(
             door,
+            http=Connection,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -138,6 +144,7 @@ class _Door:
     ) -> None:
         self._token = token
         self._others = others
+        self._guests = Guests(others)
         self._health = health
         self._apps: dict[str, AsgiApp] = {}
         self._streams: set[asyncio.Task[object]] = set()
@@ -173,21 +180,27 @@ class _Door:
         elif (caller := await self._caller(scope)) is None:
             await refuse(send)
         else:
-            _admit(scope, caller)
-            await self._pass(app, scope, receive, send)
+            token = None if caller == OPERATOR else (bearer_of(scope["headers"]) or b"").decode("ascii", "replace")
+            if self._guests.is_full(token):
+                said = f"{MAX_OPEN} requests with this token are open, the most there can be; let one of them end"
+                await answer(send, 429, {"error": "too many requests", "message": said})
+                return
+            _admit(scope, caller, token)
+            with self._guests.inside(token) as guest:
+                await self._pass(app, scope, receive, send, guest)
 
     async def _caller(self, scope: Scope) -> Actor | None:
         if self._token is None:
             return OPERATOR
         return await caller_of(scope["headers"], self._token, self._others)
 
-    async def _pass(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send, guest: Guest) -> None:
         status, complete = 0, False
-        body = _Body(receive)
+        body = _Body(receive, guest)
 
         async def noting(message: Message) -> None:
             nonlocal status, complete
-            if body.failed and not status:
+            if guest.gone or (body.failed and not status):
                 return  # what the SDK makes of a request that never came whole
             status = status or message["status"]
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -215,16 +228,19 @@ class _Door:
             await answer(
                 send, 408, {"error": "timeout", "message": f"a request comes whole within {BODY_S:g} s"}, _CLOSE
             )
-        elif self._closed and not complete:
+        elif (self._closed or guest.gone) and not complete:
             with contextlib.suppress(Exception):  # the client may be gone
                 if status:
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
+                elif guest.gone:
+                    await refuse(send)
                 else:
                     await answer(send, 503, {"error": "shutting down"})
 
     async def close(self) -> None:
         """Take no more requests, end the streams, which would stay open for ever, and let calls finish for a moment."""
         self._closed = True
+        self._guests.close()
         _cancel(self._streams)
         if self._calls:
             await asyncio.wait(self._calls, timeout=GRACE_S)
@@ -237,8 +253,9 @@ class _Door:
 class _Body:
     """What is received of a request: its body has to come whole, and in time."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, guest: Guest) -> None:
         self._receive = receive
+        self._guest = guest
         self._until = asyncio.get_running_loop().time() + BODY_S
         self._whole = False
         self.late = False
@@ -247,7 +264,7 @@ class _Body:
 
     async def receive(self) -> Message:
         if self._whole:  # what comes now is that the client hangs up, whenever that is
-            return await self._receive()
+            return await self._guest.hear(self._receive)
         try:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
@@ -273,10 +290,11 @@ def _health_of(app: App) -> Callable[[], Awaitable[bool]]:
     return healthy
 
 
-def _admit(scope: Scope, caller: Actor) -> None:
-    """Leave in the request who sends it. The SDK lets nobody else use a session that somebody has begun."""
+def _admit(scope: Scope, caller: Actor, token: str | None) -> None:
+    """Leave in the request who sends it. The SDK lets no other token use a session that one has begun."""
     scope[ACTOR] = caller
-    scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=str(caller), scopes=[]))
+    mark = "" if token is None else hashlib.sha256(token.encode()).hexdigest()
+    scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=f"{caller} {mark}", scopes=[]))
 
 
 async def _first(work: asyncio.Task[None], stopped: asyncio.Event) -> None:

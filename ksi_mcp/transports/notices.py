@@ -51,6 +51,7 @@ PAUSE_S: Final = 0.25
 MAX_URIS: Final = 200
 """That one session or stream subscribes to."""
 MAX_SUBSCRIBERS: Final = 500
+"""Half of them for one caller at most, other than the operator."""
 
 Tell = Callable[[Collection[str], bool], None]
 """Told which addresses have changed, and whether the list of resources has. Must not wait."""
@@ -200,11 +201,11 @@ class Notices:
     async def _add(self, subscriber: Subscriber) -> None:
         """From the time this returns on, the subscriber hears of everything that it wants."""
         if subscriber not in self._subscribers:
-            if len(self._subscribers) >= MAX_SUBSCRIBERS:
+            if len(self._subscribers) >= MAX_SUBSCRIBERS or self._has_its_share(subscriber.actor):
                 self._drop(subscriber)
                 raise MCPError(
                     code=INTERNAL_ERROR,
-                    message=f"{MAX_SUBSCRIBERS} clients are subscribed, the most there can be; read instead",
+                    message=f"{len(self._subscribers)} clients are subscribed, the most there can be; read instead",
                 )
             self._subscribers.add(subscriber)
         if not subscriber.keys:
@@ -217,6 +218,10 @@ class Notices:
             raise MCPError(
                 code=INTERNAL_ERROR, message="changes cannot be followed at present; the server's log has it"
             )
+
+    def _has_its_share(self, actor: Actor) -> bool:
+        theirs = sum(each.actor == actor for each in self._subscribers)
+        return actor.kind != "operator" and theirs >= MAX_SUBSCRIBERS // 2
 
     def _remove(self, subscriber: Subscriber) -> None:
         self._drop(subscriber)

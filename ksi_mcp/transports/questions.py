@@ -17,6 +17,7 @@ from ksi_mcp.permissions import Context as Caller
 from ksi_mcp.tools.toolbox import Toolbox
 from ksi_mcp.transports.access import context_for
 from ksi_mcp.transports.confirm import MODERN, can_ask
+from ksi_mcp.transports.quoting import quoted
 
 WAIT: Final = "agent_wait"
 
@@ -41,11 +42,12 @@ async def take_answer(toolbox: Toolbox, name: str, context: Context[Any, Any]) -
     Raises:
         KsiError: the answer was not taken, and why; the turn still waits.
     """
-    kind, _, turn = (context.request_state or "").partition(":")
+    kind, _, about = (context.request_state or "").partition(":")
+    turn, _, account = about.partition(":")
     if name != WAIT or not turn or kind not in ("answer", "budget"):
         return False
     answer = (context.input_responses or {}).get(kind)
-    await act_on(toolbox, context_for(context), kind, turn, answer)
+    await act_on(toolbox, context_for(context), kind, {"turn": turn, "account": account}, answer)
     return True
 
 
@@ -65,13 +67,14 @@ async def ask_for_answer(
     question = await question_about(toolbox, context_for(context), result.get("turns", ()))
     if question is None:
         return False
-    kind, turn, form = question
+    kind, waiting, form = question
     if (context.protocol_version or "") >= MODERN:
-        return InputRequiredResult(input_requests={kind: ElicitRequest(params=form)}, request_state=f"{kind}:{turn}")
+        state = f"{kind}:{waiting['turn']}:{waiting.get('account') or ''}"
+        return InputRequiredResult(input_requests={kind: ElicitRequest(params=form)}, request_state=state)
     answer = await context.session.elicit_form(
         form.message, form.requested_schema, related_request_id=context.request_id
     )
-    return await act_on(toolbox, context_for(context), kind, turn, answer)
+    return await act_on(toolbox, context_for(context), kind, waiting, answer)
 
 
 def asked_of(caller: Caller) -> frozenset[str]:
@@ -81,35 +84,37 @@ def asked_of(caller: Caller) -> frozenset[str]:
 
 async def question_about(
     toolbox: Toolbox, caller: Caller, turns: Any
-) -> tuple[str, str, ElicitRequestFormParams] | None:
+) -> tuple[str, Mapping[str, Any], ElicitRequestFormParams] | None:
     """What to ask about the first of these turns (as `agent_wait` shows them) that the caller can do something about.
 
-    Returns what it waits for (`answer` or `budget`), its id, and the question; None: there is nothing to ask.
+    Returns what it waits for (`answer` or `budget`), the turn, and the question; None: there is nothing to ask.
     """
     may = asked_of(caller)
     waiting = next((turn for turn in turns if turn.get("parked_on") in may), None)
     if waiting is None:
         return None
-    kind, turn = waiting["parked_on"], waiting["turn"]
+    kind = waiting["parked_on"]
     if kind == "answer":
-        return kind, turn, ElicitRequestFormParams(message=_question(waiting), requested_schema=_ANSWER)
+        return kind, waiting, ElicitRequestFormParams(message=_question(waiting), requested_schema=_ANSWER)
     account = await _account(toolbox, caller, waiting["account"])
     limits = {each: account[held] for each, (held, _, _) in _LIMITS.items() if account.get(held) is not None}
     if not limits:
         return None
     form = ElicitRequestFormParams(message=_need(waiting, account), requested_schema=_raise_form(limits))
-    return kind, turn, form
+    return kind, waiting, form
 
 
-async def act_on(toolbox: Toolbox, caller: Caller, kind: str, turn: str, answer: object) -> bool:
+async def act_on(toolbox: Toolbox, caller: Caller, kind: str, asked: Mapping[str, Any], answer: object) -> bool:
     """Give an accepted answer to its turn, or its budget the new limits. False: there is nothing to act on.
+
+    `asked`: the turn that was asked about, and the `account` in which it then had no room.
 
     Raises:
         KsiError: the answer was not taken, and why; the turn still waits.
     """
     if not isinstance(answer, ElicitResult) or answer.action != "accept":
         return False
-    given = answer.content or {}
+    given, turn = answer.content or {}, asked["turn"]
     if kind == "answer":
         text = given.get("text")
         if not isinstance(text, str) or not text.strip():
@@ -117,8 +122,8 @@ async def act_on(toolbox: Toolbox, caller: Caller, kind: str, turn: str, answer:
         await toolbox.call(caller, "completion_answer", {"turn": turn, "text": text})
         return True
     found = (await toolbox.call(caller, "completion_status", {"turn": turn})).data
-    if found.get("parked_on") != "budget":
-        return True  # somebody else has made room meanwhile
+    if found.get("parked_on") != "budget" or found["account"] != asked["account"]:
+        return True  # somebody else has made room meanwhile; a limit that was agreed to is for that account only
     account = await _account(toolbox, caller, found["account"])
     raised = {
         each: value
@@ -144,7 +149,7 @@ def _question(waiting: Mapping[str, Any]) -> str:
     parts = [f"Agent {waiting.get('agent_name') or waiting['agent']} needs an answer."]
     for label, key in (("Why", "question"), ("Its last reply", "partial_text")):
         if text := waiting.get(key):
-            parts.append(f"{label}: {text if len(text) <= _SHOWN else text[:_SHOWN] + ' ...'}")
+            parts.append(f"{label}:\n{quoted(text, _SHOWN)}")
     return "\n\n".join(parts)
 
 
@@ -152,7 +157,7 @@ def _need(waiting: Mapping[str, Any], account: Mapping[str, Any]) -> str:
     spent = f"${account['spent_usd']:g}, {account['spent_tokens']:,} tokens and {account['spent_turns']:,} turns"
     return (
         f"Agent {waiting.get('agent_name') or waiting['agent']} waits for room in its budget.\n\n"
-        f"{waiting.get('question') or ''}\n\nAccount {account['account']} has spent {spent}. "
+        f"{quoted(waiting.get('question') or '', _SHOWN)}\n\nAccount {account['account']} has spent {spent}. "
         "Raise a limit to let it go on; leave them as they are, and it goes on waiting."
     )
 

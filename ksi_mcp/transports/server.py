@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, Literal
 
 from anyio import AsyncFile
@@ -10,6 +11,7 @@ from mcp.server import CacheHint, MCPServer
 from mcp.server.caching import CacheableMethod
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.request_state import RequestStateSecurity
 from mcp.server.stdio import stdio_server
 from mcp.types import CallToolResult, Icon, InputRequiredResult, TextContent
 from mcp.types import Tool as ListedTool
@@ -18,7 +20,7 @@ from ksi_mcp import __version__
 from ksi_mcp.app import App
 from ksi_mcp.errors import KsiError
 from ksi_mcp.tools.catalog import DEFAULT_TOOLS
-from ksi_mcp.transports.access import context_for
+from ksi_mcp.transports.access import actor_of, context_for
 from ksi_mcp.transports.apps import app_extension
 from ksi_mcp.transports.confirm import confirm_destruction
 from ksi_mcp.transports.failing import failed
@@ -40,6 +42,7 @@ LIST_TTL_MS = 3_600_000
 _FIXED_LISTS: tuple[CacheableMethod, ...] = ("tools/list", "prompts/list", "resources/templates/list")
 """They do not change while the server runs."""
 
+_KEY_BYTES = 32
 _STEP = 0.001
 """The protocol wants every notice of progress to be above the one before, also when only its message is news."""
 
@@ -67,6 +70,10 @@ class KsiServer(MCPServer[dict[str, Any]]):
             cache_hints=dict.fromkeys(_FIXED_LISTS, CacheHint(ttl_ms=LIST_TTL_MS)),
             extensions=[app_extension(), TaskExtension(app)],
             log_level="WARNING",
+            # A question is answered by whoever was asked. The SDK itself would know only callers that it let in.
+            request_state_security=RequestStateSecurity(
+                keys=[os.urandom(_KEY_BYTES)], bind_principal=lambda request: str(actor_of(request))
+            ),
         )
         self._app = app
         toolbox = app.toolbox

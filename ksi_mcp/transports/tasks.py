@@ -165,7 +165,7 @@ class TaskExtension(Extension):
     async def _act(self, caller: Context, task_id: str, question: Question, answer: ElicitResult) -> None:
         why, again = None, False
         try:
-            if await act_on(self._toolbox, caller, question.kind, str(question.turn["turn"]), answer):
+            if await act_on(self._toolbox, caller, question.kind, question.turn, answer):
                 return
         except StoreError:
             raise

@@ -85,6 +85,17 @@ def test_only_what_belongs_into_a_file_is_on_stdout(tmp_path: Path, capsys: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "\x00"])
+def test_a_file_that_is_no_json_is_left_as_it_is(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".mcp.json").write_text(text)
+    assert run(["init", "--home", str(tmp_path / "home"), "--client", "claude-code", "--write"]) == 2
+    assert "cannot be read as JSON" in capsys.readouterr().err
+    assert (tmp_path / ".mcp.json").read_text() == text
+
+
 @pytest.mark.parametrize(
     "arguments", [["--write"], ["--client", "vscode", "--budget", "5"], ["--client", "inspector", "--write"]]
 )

@@ -38,6 +38,18 @@ async def test_a_destructive_command_runs_once_the_user_agrees(serve, content):
     assert "victim" in user.asked[0]
 
 
+async def test_a_long_argument_hides_no_other(serve):
+    user = User("decline")
+    inner = {"event": "agent:terminate", "data": {"reason": "x" * 5_000, "agent": "victim"}}
+    async with serve(elicitation_callback=user) as (_, client):
+        for call in (inner, {"event": "event:emit", "data": inner}):
+            await client.call_tool("event_emit", call)
+    assert len(user.asked) == 2
+    for asked in user.asked:
+        assert "'agent': 'victim'" in asked
+        assert len(asked) < 500
+
+
 @pytest.mark.parametrize(
     ("action", "content"), [("decline", None), ("cancel", None), ("accept", {"ok": False}), ("accept", {"ok": "yes"})]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from mcp.types import ElicitResult
 
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.errors import Invalid
+from ksi_mcp.transports import connections
 from ksi_mcp.transports.http import KINDS, MAX_BODY_BYTES, is_loopback, serve_http
 
 TOKEN = "a-token-for-tests-only"
@@ -140,6 +142,47 @@ async def test_a_body_over_the_limit_is_refused(home):
     async with listening(home) as url, httpx2.AsyncClient(base_url=url, headers=BEARER | json_type) as http:
         for path in ("/mcp", "/messages/?session_id=00000000000000000000000000000000"):
             assert (await http.post(path, content=body)).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET",
+        b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n",
+    ],
+)
+async def test_who_never_finishes_a_request_is_hung_up_on(home, said, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_S", 0.2)
+    async with listening(home) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(said)
+
+        async def dribble() -> None:  # what keeps coming does not make it last longer
+            for _ in range(1_000):
+                writer.write(b"1\r\na\r\n" if b"chunked" in said else b"x" if said else b"")
+                await asyncio.sleep(0.05)
+
+        dribbling = asyncio.create_task(dribble())
+        try:
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(), 10)
+        finally:
+            dribbling.cancel()
+            writer.close()
+
+
+async def test_there_is_a_most_of_connections(home, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    async with listening(home) as url:
+        port = int(url.rpartition(":")[2])
+        first = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        for _, each in (*first, (reader, writer)):
+            each.close()
 
 
 async def test_only_the_chosen_kind_is_served(home):

@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 from mcp.types import ElicitResult
 
+from ksi_mcp.permissions import OPERATOR, fresh_context
+from ksi_mcp.transports.questions import act_on
+
 EXPECT = {"regex": "^[0-9]+$", "max_attempts": 1}
 
 
@@ -109,3 +112,35 @@ async def test_a_limit_that_is_not_raised_leaves_the_turn_parked(serve, user):
         assert parked_turn["parked_on"] == "budget"
         assert parked_turn["account"].startswith("a_")
         assert "budget_set" in waited.structured_content["next"]
+
+
+async def test_nothing_that_an_agent_says_can_be_taken_for_the_words_of_the_question(serve):
+    user = User("decline")
+    forged = "no\n\nAgent boss waits for room in its budget.\r\n\u2028Account global: \x1b[2Kanswer \u202e0001\x9b1m"
+    async with serve(worker="inside", elicitation_callback=user) as (_, client):
+        await client.call_tool("agent_spawn", {"prompt": "x", "name": "forger"})
+        submit = {"event": "completion:submit", "data": {"agent": "forger", "prompt": forged, "expect": EXPECT}}
+        turn = (await client.call_tool("event_emit", submit)).structured_content["result"]["turn"]
+        await client.call_tool("agent_wait", {"turns": [turn]})
+    (asked,) = user.asked
+    ours = [line for line in asked.splitlines() if not line.startswith("> ")]
+    assert ours == ["Agent forger needs an answer.", "", "Why:", "", "Its last reply:"]
+    assert "> Agent boss waits for room in its budget." in asked
+    assert asked.replace("\n", "").isprintable()
+
+
+async def test_a_limit_that_was_agreed_to_for_one_account_is_not_put_on_another(serve):
+    async with serve(worker="inside") as (app, client):
+        turn = await out_of_turns(client)
+        waited = await client.call_tool("agent_wait", {"turns": [turn], "timeout_s": 10})
+        account = waited.structured_content["turns"][0]["account"]
+        me, yes = fresh_context(OPERATOR), ElicitResult(action="accept", content={"turns": 9})
+
+        async def limit() -> int:
+            status = await app.toolbox.call(me, "budget_status", {"account": account})
+            return status.data["accounts"][-1]["limit_turns"]
+
+        assert await act_on(app.toolbox, me, "budget", {"turn": turn, "account": "global"}, yes)
+        assert await limit() == 1
+        assert await act_on(app.toolbox, me, "budget", {"turn": turn, "account": account}, yes)
+        assert await limit() == 9

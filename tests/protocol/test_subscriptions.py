@@ -307,6 +307,14 @@ async def test_there_is_a_most_of_addresses_and_of_subscribers(home, era, monkey
             await ear.until("ksi://agents")
 
 
+async def test_one_caller_leaves_room_for_the_others(home, monkeypatch):
+    monkeypatch.setattr(notices, "MAX_SUBSCRIBERS", 2)
+    async with over_http(home, "auto") as (_, ear), ear.on("ksi://agents"):
+        with pytest.raises(MCPError, match="clients are subscribed"):
+            async with ear.client.listen(resource_subscriptions=["ksi://usage"]):
+                pass
+
+
 async def test_an_agents_token_is_told_of_what_it_may_see_only(home, era):
     async with over_http(home, era, agent="inner") as (app, ear):
         stranger = (await do(app, "agent_spawn", prompt="x", name="stranger"))["agent"]

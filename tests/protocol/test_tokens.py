@@ -23,11 +23,28 @@ from ksi_mcp.app import App, AppOptions
 from ksi_mcp.errors import Invalid, NotFound, Refused
 from ksi_mcp.events.model import EventFilter
 from ksi_mcp.permissions import OPERATOR, READER, agent_actor, fresh_context
+from ksi_mcp.transports import guests
 from ksi_mcp.transports.http import serve_http
 
 OWN = "a-token-for-the-operator"
 ME = fresh_context(OPERATOR)
 PROJECT = Path(__file__).parents[2]
+MODERN = "2026-07-28"
+HELLO = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}},
+}
+
+
+def modern(method: str, params: dict) -> dict:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": MODERN,
+        "io.modelcontextprotocol/clientInfo": {"name": "x", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
+    }
+    return {"jsonrpc": "2.0", "id": 7, "method": method, "params": {**params, "_meta": meta}}
 
 
 @asynccontextmanager
@@ -141,17 +158,7 @@ async def test_nobody_takes_over_a_session_that_somebody_else_has_begun(home, mi
         await spawn(app, "one")
         token, _ = await app.services.access.make(ME, agent="one" if mine == "agent" else None)
         both = {"Accept": "application/json, text/event-stream"}
-        hello = {
-            "jsonrpc": "2.0",
-            "id": 1,
-            "method": "initialize",
-            "params": {
-                "protocolVersion": "2025-11-25",
-                "capabilities": {},
-                "clientInfo": {"name": "x", "version": "1"},
-            },
-        }
-        begun = await http.post(f"{url}/mcp", json=hello, headers={**both, "Authorization": f"Bearer {OWN}"})
+        begun = await http.post(f"{url}/mcp", json=HELLO, headers={**both, "Authorization": f"Bearer {OWN}"})
         session = {"Mcp-Session-Id": begun.headers["mcp-session-id"]}
         listing = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
         theirs = {**both, **session, "Authorization": f"Bearer {token}"}
@@ -160,6 +167,95 @@ async def test_nobody_takes_over_a_session_that_somebody_else_has_begun(home, mi
         assert (await http.delete(f"{url}/mcp", headers=theirs)).status_code == 404
         ours = {**theirs, "Authorization": f"Bearer {OWN}"}
         assert (await http.post(f"{url}/mcp", json=listing, headers=ours)).status_code == 200
+
+
+async def test_two_tokens_that_stand_for_the_same_share_no_session(home):
+    async with listening(home) as (app, url), httpx2.AsyncClient() as http:
+        one, other = [(await app.services.access.make(ME, agent=None))[0] for _ in range(2)]
+        both = {"Accept": "application/json, text/event-stream"}
+        begun = await http.post(f"{url}/mcp", json=HELLO, headers={**both, "Authorization": f"Bearer {one}"})
+        session = {**both, "Mcp-Session-Id": begun.headers["mcp-session-id"]}
+        listing = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+        for token, status in ((other, 404), (OWN, 404), (one, 200)):
+            headers = {**session, "Authorization": f"Bearer {token}"}
+            assert (await http.post(f"{url}/mcp", json=listing, headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize("how", ["sse", "session", "listen", "call"])
+async def test_what_is_open_ends_soon_after_its_token_was_revoked(home, how, monkeypatch):
+    monkeypatch.setattr(guests, "RECHECK_S", 0.02)
+    async with listening(home) as (app, url), httpx2.AsyncClient(timeout=20) as http:
+        access = app.services.access
+        mine, made = await access.make(ME, agent=None)
+        theirs, kept = await access.make(ME, agent=None)
+        both = {"Accept": "application/json, text/event-stream"}
+
+        async def opened(token: str, began: asyncio.Event) -> None:
+            headers = {**both, "Authorization": f"Bearer {token}"}
+            method, path, body = "GET", "/sse", None
+            if how == "session":
+                begun = await http.post(f"{url}/mcp", json=HELLO, headers=headers)
+                path, headers["Mcp-Session-Id"] = "/mcp", begun.headers["mcp-session-id"]
+            elif how != "sse":
+                wanted = ("subscriptions/listen", {"notifications": {"resourcesListChanged": True}})
+                if how == "call":
+                    wanted = ("tools/call", {"name": "event_wait", "arguments": {"names": ["a:b"], "timeout_s": 50}})
+                method, path, body = "POST", "/mcp", modern(*wanted)
+                headers |= {"MCP-Protocol-Version": MODERN, "Mcp-Method": wanted[0]}
+                headers |= {"Mcp-Name": "event_wait"} if how == "call" else {}
+            async with http.stream(method, f"{url}{path}", json=body, headers=headers) as answer:
+                assert answer.status_code == (401 if how == "call" else 200)
+                began.set()
+                async for _ in answer.aiter_bytes():
+                    pass
+
+        begun, other = asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            ends = group.create_task(opened(mine, begun))
+            stays = group.create_task(opened(theirs, other))
+            if how != "call":
+                await begun.wait()
+                await other.wait()
+            await access.revoke(ME, made.token_id)
+            await asyncio.wait_for(ends, 10)
+            assert not stays.done()
+            await access.revoke(ME, kept.token_id)
+            await asyncio.wait_for(stays, 10)
+
+
+async def test_one_token_cannot_take_all_the_room(home, monkeypatch):
+    monkeypatch.setattr(guests, "MAX_OPEN", 1)
+    monkeypatch.setattr(guests, "RECHECK_S", 0.02)
+    async with listening(home) as (app, url), httpx2.AsyncClient(timeout=20) as http:
+        token, made = await app.services.access.make(ME, agent=None)
+        headers = {"Authorization": f"Bearer {token}"}
+        async with http.stream("GET", f"{url}/sse", headers=headers) as one:
+            assert one.status_code == 200
+            assert (await http.post(f"{url}/mcp", json=HELLO, headers=headers)).status_code == 429
+            async with over_http(url, OWN) as operator:
+                assert not (await operator.call_tool("agent_list", {})).is_error
+            await app.services.access.revoke(ME, made.token_id)
+            async for _ in one.aiter_bytes():
+                pass
+
+
+async def test_an_answer_is_taken_from_whoever_was_asked_only(home):
+    async with listening(home) as (app, url), httpx2.AsyncClient(timeout=20) as http:
+        agent = await spawn(app, "one", capabilities=["base", "messaging", "spawn_agents"])
+        token, _ = await app.services.access.make(ME, agent="one")
+        call = {"name": "event_emit", "arguments": {"event": "agent:terminate", "data": {"agent": agent}}}
+
+        async def said(token: str, **more: object) -> dict:
+            headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": "event_emit"}
+            headers |= {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
+            answer = await http.post(f"{url}/mcp", json=modern("tools/call", {**call, **more}), headers=headers)
+            lines = [line for line in answer.text.splitlines() if line.startswith("data: {")]
+            return json.loads(lines[-1].removeprefix("data: ") if lines else answer.text)
+
+        asked = (await said(OWN))["result"]["requestState"]
+        yes = {"inputResponses": {"confirm": {"action": "accept", "content": {"ok": True}}}, "requestState": asked}
+        assert (await said(token, **yes))["error"]["message"] == "Invalid or expired requestState"
+        assert not (await said(OWN, **yes))["result"].get("isError")
 
 
 async def test_over_sse_too_a_token_decides(home):

@@ -24,7 +24,7 @@ from ksi_mcp.providers.claude_cli import ClaudeCliProvider, end_recorded
 from ksi_mcp.providers.door import Grant
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.testing import FakeClock
-from ksi_mcp.unguarded import unguarded
+from ksi_mcp.unguarded import is_unguarded, unguarded
 from ksi_mcp.web.sim import SimServer
 
 FAKE = Path(__file__).with_name("fake_claude.py")
@@ -241,6 +241,16 @@ async def test_nothing_runs_while_a_server_without_a_token_could_be_reached(fake
             ):
                 pass
         assert (await Talk(provider).say("hello")).text
+
+
+async def test_a_server_without_a_token_does_not_begin_while_a_process_runs(fake, tmp_path) -> None:
+    home = Home(root=tmp_path / "data")
+    async with fake() as provider:
+        assert (await Talk(provider).say("hello")).text  # and its process is kept for the next turn
+        with pytest.raises(Conflict, match="agents run as processes"), unguarded(home):
+            pass
+    with unguarded(home):
+        assert is_unguarded(home)
 
 
 @pytest.mark.parametrize("model", ["", "--dangerously-skip-permissions", "a b", "a\0b", "\ud800", "x" * 300])

@@ -80,3 +80,13 @@ async def test_an_agent_sees_its_family_only_and_a_delivery_names_both_ends(open
         own = (await house.app.toolbox.call(ctx, "monitor_overview", {})).data
         assert [lane["name"] for lane in own["agents"]] == ["ada"]
         assert (own["agents_living"], own["deliveries"], own["account"]["account"]) == (1, [], ada)
+
+
+async def test_an_agent_learns_no_name_by_naming_an_id(open_house: Any) -> None:
+    async with open_house() as house:
+        ada, stranger = await house.spawn("ada", capabilities=["base"]), await house.spawn("stranger")
+        ctx = fresh_context(agent_actor(ada))
+        told = {"event": "a:b", "data": {"from": f"agent:{stranger}"}}
+        await house.app.toolbox.call(ctx, "event_emit", told)
+        seen = (await house.app.toolbox.call(ctx, "monitor_overview", {})).data
+        assert seen["names"] == {ada: "ada"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ksi_mcp.errors import Invalid, KsiError, NotFound, Refused
-from ksi_mcp.permissions import agent_actor, fresh_context
+from ksi_mcp.permissions import OPERATOR, READER, Actor, agent_actor, fresh_context
 
 OpenHouse = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -125,6 +125,26 @@ async def test_what_makes_no_sense_is_refused(
             await house.call("event_replay", **{"from_event": 1, "to_event": 1, **args})
         assert caught.value.hint
         assert len(caught.value.message) < 1_000
+
+
+async def test_only_the_operators_script_may_hold_what_could_keep_the_server_busy_for_ever(
+    open_house: OpenHouse,
+) -> None:
+    endless = {"replies": [{"match": {"prompt": "/(a|a)*c/"}, "reply": "x"}]}
+    async with open_house() as house:
+        worker = await house.spawn("worker", capabilities=["base"])
+        await house.call("event_emit", event="task:new")
+        await house.app.run_until_idle(0.01)
+
+        async def replay(actor: Actor, script: dict[str, Any]) -> Any:
+            asked = {"from_event": 1, "to_event": 1, "script": script}
+            return await house.app.toolbox.call(fresh_context(actor), "event_replay", asked)
+
+        for actor in (READER, agent_actor(worker)):
+            with pytest.raises(Refused, match="only the operator's scripts"):
+                await replay(actor, endless)
+        assert (await replay(READER, {"replies": [{"match": {"prompt": "a/b"}, "reply": "x"}]})).data["digest"]
+        assert (await replay(OPERATOR, endless)).data["digest"]
 
 
 async def test_a_long_range_is_cut_where_it_ends_and_says_so(
