@@ -127,9 +127,17 @@ class App:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._options.worker == "detached":
-            await self._leave_to_somebody()
-        await self._close()
+        try:
+            if self._options.worker == "detached":
+                await self._leave_to_somebody()
+        finally:
+            # Whoever is told to stop meanwhile closes all the same: the database's threads would keep the process.
+            closing = asyncio.create_task(self._close())
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await closing
+                raise
 
     async def _leave_to_somebody(self) -> None:
         """Whoever enqueues and leaves at once has not seen a worker start; nobody else might."""

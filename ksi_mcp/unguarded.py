@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from filelock import FileLock, Timeout
 
 from ksi_mcp.config import Home
 from ksi_mcp.errors import Conflict
 
-_RECORDS: Final = "claude_cli/processes"
-"""Below the data folder: a file for each process of an agent that runs, named by its id."""
-_LOOK_S: Final = 0.3
-"""Whoever only looks holds the lock for far less."""
+LOOK_S = 0.5
+"""A mere look at the lock must not turn a server away."""
 
 
 @contextmanager
-def unguarded(home: Home) -> Iterator[None]:
+def unguarded(home: Home, *, any_running: Callable[[], bool]) -> Iterator[None]:
     """For as long as a server of this data folder asks for no token.
 
+    `any_running`: whether an agent runs as a process; asked when no other can begin any more.
+
     Raises:
-        Conflict: another one does already, or an agent runs as a process, which was begun before this.
+        Conflict: another one does already, or an agent runs as a process.
     """
     lock = FileLock(home.unguarded_lock)
     try:
-        lock.acquire(timeout=_LOOK_S)
+        lock.acquire(timeout=LOOK_S)
     except Timeout:
         raise Conflict(
             "another server without a token serves this data folder", hint="end that one, or leave the token on"
         ) from None
     try:
-        if _has_processes(home):
+        if any_running():
             raise Conflict(
-                "agents run as processes at this moment, and could reach a server without a token",
-                hint="wait for the end of their turns and of claude_cli.keep_s, end the worker, or leave the token on",
+                "an agent of this data folder runs as a process, which could reach a server without a token",
+                hint="wait until its worker has ended, or leave the token on",
             )
         yield
     finally:
@@ -54,17 +52,3 @@ def is_unguarded(home: Home) -> bool:
         return True
     look.release()
     return False
-
-
-def _has_processes(home: Home) -> bool:
-    return any(_is_alive(file.stem) for file in (home.root / _RECORDS).glob("*.json"))
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True

@@ -15,7 +15,6 @@ from ksi_mcp.cli.showing import (
     Column,
     Tail,
     bar,
-    clip,
     clock_time,
     count,
     duration,
@@ -218,8 +217,3 @@ def stuck(lanes: Sequence[Mapping[str, Any]]) -> bool:
 def later(seen: Mapping[str, Any], seconds: float) -> datetime:
     """The moment of a look, so many seconds on."""
     return moment(seen["at"]) + timedelta(seconds=seconds)
-
-
-def short_id(reference: str, width: int = 12) -> str:
-    """An id or a pattern's reference, without its hash."""
-    return clip(one_line(reference.partition("@")[0]), width)

@@ -18,6 +18,7 @@ from ksi_mcp.errors import Invalid
 
 if TYPE_CHECKING:
     from ksi_mcp.app import App
+    from ksi_mcp.config import Home
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -106,13 +107,12 @@ def _stdio(tools: Tools) -> Serving:
 
 def _http(transport: Transport, host: str, port: int, tools: Tools, *, auth: bool) -> Serving:
     from ksi_mcp.transports.http import read_or_make_token, serve_http
-    from ksi_mcp.unguarded import unguarded
 
     kinds = frozenset({"http", "sse"} if transport is Transport.ALL else {transport.value})
 
     async def serve(app: App) -> None:
         token = read_or_make_token(app.home) if auth else None
-        with contextlib.nullcontext() if auth else unguarded(app.home):
+        with contextlib.nullcontext() if auth else _unguarded(app.home):
             await serve_http(
                 app,
                 host=host,
@@ -124,6 +124,13 @@ def _http(transport: Transport, host: str, port: int, tools: Tools, *, auth: boo
             )
 
     return serve
+
+
+def _unguarded(home: Home) -> contextlib.AbstractContextManager[None]:
+    from ksi_mcp.providers.claude_cli import any_running
+    from ksi_mcp.unguarded import unguarded
+
+    return unguarded(home, any_running=lambda: any_running(home.root))
 
 
 def _show(url: str, kinds: frozenset[str], token: str | None) -> None:

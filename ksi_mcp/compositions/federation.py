@@ -42,7 +42,6 @@ TRUSTED_FOLDER: Final = "trusted_keys"
 BUNDLE_ORIGIN: Final = "bundle:"
 """How the `origin` of a claimed run begins."""
 MAX_UNREAD_SHOWN: Final = 5
-_ZIP: Final = b"PK\x03\x04"
 _YAML_ENDINGS: Final = (".yaml", ".yml", ".md")
 
 

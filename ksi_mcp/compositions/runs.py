@@ -177,17 +177,6 @@ def performance(
     return {row["key"]: _performance(row) for row in tx.all("compositions.performance", values)}
 
 
-def with_figures(document: Mapping[str, Any], found: Performance | None) -> dict[str, Any]:
-    """The document as filters see it: `performance` is what runs here came to, `claimed` what its file says."""
-    rest = {key: value for key, value in document.items() if key != "performance"}
-    claimed = document.get("performance")
-    return {
-        **rest,
-        "performance": {} if found is None else found.as_document(),
-        **({"claimed": claimed} if claimed else {}),
-    }
-
-
 def sample(
     tx: Tx, name: str, *, hash: str | None = None, suite: str | None = None, reported_by: str | None = None
 ) -> list[Run]:

@@ -29,7 +29,7 @@ from ksi_mcp.providers.door import Door, Grant
 from ksi_mcp.providers.processes import Processes, process_cap
 from ksi_mcp.unguarded import is_unguarded
 
-__all__ = ["ClaudeCliProvider", "Door", "Grant", "end_recorded", "process_cap"]
+__all__ = ["ClaudeCliProvider", "Door", "Grant", "any_running", "end_recorded", "process_cap"]
 
 logger = logging.getLogger(__name__)
 
@@ -328,6 +328,11 @@ class ClaudeCliProvider:
         names = claude_command.tool_names(tools)
         text = json.dumps([request.model, request.system, request.effort, schema, names], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def any_running(folder: Path) -> bool:
+    """Whether an agent of the data folder `folder` runs as a process at this moment, whoever started it."""
+    return processes.any_recorded(folder / FOLDER / RECORDS)
 
 
 def end_recorded(folder: Path) -> int:

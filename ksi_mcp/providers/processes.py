@@ -210,6 +210,12 @@ def end_recorded(folder: Path) -> int:
     return ended
 
 
+def any_recorded(folder: Path) -> bool:
+    """Whether something that is recorded in `folder` still runs. Anybody may ask; nothing is changed."""
+    found = [facts for file in folder.glob("*.json") if (facts := _read(file)) is not None]
+    return any(guard.started(pgid) == start and guard.alive(pgid, mark) for pgid, start, mark in found)
+
+
 def _read(file: Path) -> tuple[int, str, str] | None:
     try:
         facts: Any = json.loads(file.read_bytes())

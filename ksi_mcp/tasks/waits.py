@@ -224,7 +224,7 @@ class Waits:
         found, after, events = await self._svc.journal.read(look)
         moved = len(found) > len(waits_for["found"]) or after - int(waits_for["after"]) >= _WORTH_NOTING
         ended = len(found) >= enough
-        data = Waited(events=events, asked=enough, arrived=len(found), complete=True).as_json() if ended else None
+        data = Waited.of(events, asked=enough, arrived=len(found)).as_json() if ended else None
         return Sight(
             ended=ended,
             message=f"{len(found)} of {enough} events have arrived",

@@ -30,8 +30,12 @@ def result_text(data: dict[str, Any], limit: int = MAX_RESULT_CHARS) -> str:
 
 
 def bounded(data: dict[str, Any], limit: int = MAX_RESULT_CHARS) -> tuple[dict[str, Any], str]:
-    """A result, cut if it has to be, and its text."""
-    text = compact(data)
+    """A result, cut if it has to be, and its text. Both can go out: no half of a surrogate is left in them."""
+    try:
+        text = _exact(data)
+    except PydanticSerializationError:
+        text = compact(data)
+        data = json.loads(text)
     if len(text) <= limit:
         return data, text
     smaller = cut(data, len(text), limit)
@@ -41,9 +45,18 @@ def bounded(data: dict[str, Any], limit: int = MAX_RESULT_CHARS) -> tuple[dict[s
 def compact(data: Any) -> str:
     """JSON without a space too many."""
     try:
-        return to_json(data, inf_nan_mode="constants").decode()
-    except PydanticSerializationError:  # half a surrogate, which is no text
-        return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode()
+        return _exact(data)
+    except PydanticSerializationError:  # half a surrogate, which is no text: a file's name can hold one
+        return sendable(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+
+
+def sendable(text: str) -> str:
+    """The text without halves of surrogates: one of them in an answer would end the whole connection."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _exact(data: Any) -> str:
+    return to_json(data, inf_nan_mode="constants").decode()
 
 
 def fitting(items: Sequence[Any], room: int = PAGE_CHARS) -> int:
@@ -67,6 +80,7 @@ def cut(data: dict[str, Any], size: int, limit: int) -> dict[str, Any]:
         )
         if shorter.lists:
             note += f"; cut as well: {', '.join(shorter.lists[:_NAMED])}"
+        if shorter.entries:
             smaller.pop("cursor", None)  # the next page would not begin where this one was cut
         if len(compact(smaller | {_NOTE: note})) <= limit:
             return {**smaller, _NOTE: note}
@@ -82,6 +96,8 @@ class _Shorter:
         self._texts = texts
         self._items = items
         self.lists: list[str] = []
+        self.entries = False
+        """Whether some of the result's own entries are gone; what is cut inside of an entry leaves its place."""
 
     def of(self, node: Any, path: str) -> Any:
         if isinstance(node, str):
@@ -100,5 +116,6 @@ class _Shorter:
     def _some(self, entries: list[Any], most: int | None, path: str) -> list[Any]:
         if most is None or len(entries) <= most:
             return entries
+        self.entries = self.entries or "." not in path
         self.lists.append(f"{path[:80] or 'the result'} ({most:,} of {len(entries):,})")
         return entries[:most]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from pydantic import Field
@@ -70,6 +71,28 @@ class Waited(View):
     arrived: int
     complete: bool
     next: str | None = None
+
+    @classmethod
+    def of(cls, events: Sequence[EventView], *, asked: int, arrived: int, older: str | None = None) -> Waited:
+        """As many events as a reader can take. `older`: the cursor of those before them that were not looked at."""
+        shown, done = fitting([view.as_json() for view in events]), arrived >= asked
+        steps: list[str] = []
+        if older is not None:
+            steps.append(
+                f"older events after `since` are left out here: event_query with the same `since` and cursor={older!r}"
+            )
+        if shown < len(events):
+            last = events[shown - 1].event_id
+            steps.append(f"there is no room for those after event {last}: event_wait again with since={last}")
+        elif not done and not steps:
+            steps.append("event_wait again with `since` set to the last event id you have seen")
+        return cls(
+            events=list(events[:shown]),
+            asked=asked,
+            arrived=arrived,
+            complete=done,
+            next="; ".join(steps) or None,
+        )
 
 
 def check_emittable(call: Call, name: str) -> str:
@@ -310,24 +333,7 @@ async def event_wait(
             event = await live.next(min(left, 5.0))
             if event is not None and event.event_id not in known:
                 arrived.append(event)
-    done = len(arrived) >= min_count
-    views = [EventView.of(event) for event in arrived]
-    shown = fitting([view.as_json() for view in views])
-    return Waited(
-        events=views[:shown],
-        asked=min_count,
-        arrived=len(arrived),
-        complete=done,
-        next=_after_wait(done, older, None if shown == len(views) else arrived[shown - 1]),
-    )
-
-
-def _after_wait(done: bool, older: str | None, last: Event | None) -> str | None:
-    if last is not None:
-        return f"there is no room for those after event {last.event_id}: event_wait again with since={last.event_id}"
-    if older is not None:
-        return f"older events after `since` are left out here: event_query with the same `since` and cursor={older!r}"
-    return None if done else "event_wait again with `since` set to the last event id you have seen"
+    return Waited.of([EventView.of(event) for event in arrived], asked=min_count, arrived=len(arrived), older=older)
 
 
 TOOLS = (event_emit, event_query, event_wait)

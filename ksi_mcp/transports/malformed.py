@@ -29,7 +29,7 @@ def refusal_of(line: str) -> str | None:
         return _refusal(INVALID_REQUEST, "Invalid request: id is a text or a whole number")
     if message.get("jsonrpc") != "2.0" or not isinstance(message.get("method"), str):
         return _refusal(INVALID_REQUEST, 'Invalid request: a message has "jsonrpc": "2.0" and a method', asked)
-    if asked is not None and not isinstance(message.get("params") or {}, dict):
+    if asked is not None and not isinstance(message.get("params"), dict | None):
         return _refusal(INVALID_PARAMS, "Invalid params: params is an object", asked)
     return None
 

@@ -214,7 +214,7 @@ class Notices:
             self._listening = asyncio.Event()
             self._pump = asyncio.create_task(self._run(self._listening), name="ksi-notices")
         await self._listening.wait()
-        if self._pump is None:
+        if self._pump is None and subscriber.keys:  # without any, it was taken back while this waited
             raise MCPError(
                 code=INTERNAL_ERROR, message="changes cannot be followed at present; the server's log has it"
             )
@@ -229,6 +229,7 @@ class Notices:
         if self._pump is not None and not self._wanted:
             self._pump.cancel()
             self._pump = None
+            self._listening.set()  # it may not have begun, and whoever took a wish back may still wait for it
 
     def _drop(self, subscriber: Subscriber) -> None:
         """Take away all that a subscriber wants."""

@@ -19,6 +19,7 @@ from mcp.types import Tool as ListedTool
 from ksi_mcp import __version__
 from ksi_mcp.app import App
 from ksi_mcp.errors import KsiError
+from ksi_mcp.tools.bounding import sendable
 from ksi_mcp.tools.catalog import DEFAULT_TOOLS
 from ksi_mcp.transports.access import actor_of, context_for
 from ksi_mcp.transports.apps import app_extension
@@ -136,7 +137,7 @@ class KsiServer(MCPServer[dict[str, Any]]):
         except Exception as failure:
             raise UnexpectedToolError("internal error; the server's log has it") from failure
         if done.text is not None:  # a client that is given data as well shows its model only that
-            return CallToolResult(content=[TextContent(type="text", text=done.text)])
+            return CallToolResult(content=[TextContent(type="text", text=sendable(done.text))])
         return data_result(done.data)
 
 

@@ -191,13 +191,6 @@ async def test_a_claimed_run_is_kept_and_not_counted(open_house) -> None:
         assert [each.run_id for each in sample] == [run]
 
 
-def test_filters_see_what_was_measured_and_what_is_claimed_apart() -> None:
-    document = {"name": "x", "performance": {"avg_score": 0.99}}
-    assert runs.with_figures(document, None) == {"name": "x", "performance": {}, "claimed": {"avg_score": 0.99}}
-    assert runs.with_figures({"name": "x"}, None) == {"name": "x", "performance": {}}
-    assert document == {"name": "x", "performance": {"avg_score": 0.99}}
-
-
 async def test_the_tally_is_what_the_runs_come_to_however_they_ended(open_house) -> None:
     async with open_house() as house:
         await house.call("composition_create", document=PATTERN)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -144,6 +146,47 @@ async def test_whoever_enqueues_and_leaves_at_once_leaves_the_work_to_a_worker(t
     async with App(home, AppOptions(worker="none")) as app:  # it starts none
         waited = (await app.toolbox.call(ctx, "agent_wait", {"turns": [sent["turn"]], "timeout_s": 30})).data
     assert waited["census"]["ok"] == 1
+
+
+async def test_whoever_is_told_to_stop_while_it_leaves_still_closes_the_store(tmp_path: Path) -> None:
+    home = Home(root=tmp_path)
+    home.config.write_text("provider: scripted\nworker: {idle_s: 0.5}\n")
+    app, sent = App(home, AppOptions(worker="detached")), asyncio.Event()
+
+    async def enqueue() -> None:
+        async with app:
+            await app.toolbox.call(fresh_context(OPERATOR), "agent_spawn", {"prompt": "x", "name": "a"})
+            await app.toolbox.call(fresh_context(OPERATOR), "agent_send", {"agent": "a", "message": "hi"})
+            sent.set()
+
+    leaving = asyncio.create_task(enqueue())
+    await sent.wait()
+    await asyncio.sleep(0)
+    assert not leaving.done()  # it sees to it that a worker begins
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    await until(lambda: not any("connection_worker" in thread.name for thread in threading.enumerate()))
+    if (worker := app._launcher._child) is not None:
+        await asyncio.to_thread(worker.wait, 30)
+
+
+async def test_whoever_is_told_to_stop_while_it_closes_closes_all_the_same(tmp_path: Path) -> None:
+    for turns in range(30):  # of the loop: at every moment of the closing
+        opened = asyncio.Event()
+
+        async def look(opened: asyncio.Event) -> None:
+            async with App(Home(root=tmp_path), AppOptions(worker="none")):
+                opened.set()
+
+        closing = asyncio.create_task(look(opened))
+        await opened.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await closing
+    await until(lambda: not any("connection_worker" in thread.name for thread in threading.enumerate()))
 
 
 async def test_two_servers_share_one_worker_and_a_run_outlives_both(tmp_path: Path) -> None:

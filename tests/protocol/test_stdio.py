@@ -119,6 +119,19 @@ async def test_stdout_is_protocol_only_and_bad_lines_do_not_end_it(start):
         assert "the limit is" in refused["result"]["content"][0]["text"]
 
 
+async def test_a_file_name_that_is_no_text_does_not_end_the_connection(home, start):
+    home.compositions.mkdir(exist_ok=True)
+    broken = os.open(os.fsencode(home.compositions) + b"/bad\xff.yaml", os.O_WRONLY | os.O_CREAT, 0o600)
+    os.write(broken, b"type: [")
+    os.close(broken)
+    async with start("--worker", "none") as process:
+        await ask(process, INITIALIZE)
+        answer = await ask(process, call("composition_discover", {}))
+        found = answer["result"]["structuredContent"]
+        assert found["problems"][0].startswith("user/bad?.yaml: ")
+        assert json.loads(answer["result"]["content"][0]["text"]) == found
+
+
 async def test_serving_loads_no_model_sdk():
     code = (
         "import sys, ksi_mcp.transports.stdio; "

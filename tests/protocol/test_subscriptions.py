@@ -260,6 +260,19 @@ async def test_subscribing_twice_is_subscribing_once_and_unsubscribing_ends_it(h
         assert (server.notices.subscribers, server.notices.at_work) == (0, False)
 
 
+async def test_a_wish_that_is_taken_back_at_once_is_answered_all_the_same(home):
+    async with in_memory(home, "legacy") as (_, server, ear):
+        for turns in range(60):  # of the loop: at every moment of the subscribing
+            asked = asyncio.create_task(ear.client.subscribe_resource("ksi://usage"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(BOUND_S):
+                await ear.client.unsubscribe_resource("ksi://usage")
+                await asked
+            await ear.client.unsubscribe_resource("ksi://usage")  # it may have come first
+        assert (server.notices.subscribers, server.notices.at_work) == (0, False)
+
+
 STRANGE = ["ksi://agents/nobody", "ksi://elsewhere", "file:///etc/passwd", "", "ksi://agents/%00", "x" * 20_000]
 
 

@@ -20,11 +20,11 @@ from ksi_mcp.permissions import Slot, agent_actor, fresh_context
 from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers import guard
 from ksi_mcp.providers.base import Answer, Behalf, Message, Request, ToolSpec
-from ksi_mcp.providers.claude_cli import ClaudeCliProvider, end_recorded
+from ksi_mcp.providers.claude_cli import ClaudeCliProvider, any_running, end_recorded
 from ksi_mcp.providers.door import Grant
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.testing import FakeClock
-from ksi_mcp.unguarded import is_unguarded, unguarded
+from ksi_mcp.unguarded import unguarded
 from ksi_mcp.web.sim import SimServer
 
 FAKE = Path(__file__).with_name("fake_claude.py")
@@ -231,26 +231,31 @@ async def test_what_it_cannot_take_is_refused_before_anything_runs(fake, tmp_pat
 async def test_nothing_runs_while_a_server_without_a_token_could_be_reached(fake, tmp_path) -> None:
     async with fake() as provider:
         (tmp_path / "data").mkdir(exist_ok=True)
-        with unguarded(Home(root=tmp_path / "data")):
+        with unguarded(Home(root=tmp_path / "data"), any_running=lambda: False):
             error = await Talk(provider).fails("hello")
             assert (error.kind, error.billed) == ("request", "no")
             assert "without --no-auth" in error.text()
             with (
                 pytest.raises(Conflict, match="another server without a token"),
-                unguarded(Home(root=tmp_path / "data")),
+                unguarded(Home(root=tmp_path / "data"), any_running=lambda: False),
             ):
                 pass
         assert (await Talk(provider).say("hello")).text
 
 
-async def test_a_server_without_a_token_does_not_begin_while_a_process_runs(fake, tmp_path) -> None:
-    home = Home(root=tmp_path / "data")
+async def test_no_server_without_a_token_begins_while_a_process_could_reach_it(fake, tmp_path) -> None:
+    data = tmp_path / "data"
     async with fake() as provider:
-        assert (await Talk(provider).say("hello")).text  # and its process is kept for the next turn
-        with pytest.raises(Conflict, match="agents run as processes"), unguarded(home):
+        assert not any_running(data)
+        assert (await Talk(provider).say("hello")).text  # its process is kept for the next turn
+        with (
+            pytest.raises(Conflict, match="runs as a process"),
+            unguarded(Home(root=data), any_running=lambda: any_running(data)),
+        ):
             pass
-    with unguarded(home):
-        assert is_unguarded(home)
+        assert (await Talk(provider).say("hello")).text  # and goes on as before
+    with unguarded(Home(root=data), any_running=lambda: any_running(data)):
+        pass
 
 
 @pytest.mark.parametrize("model", ["", "--dangerously-skip-permissions", "a b", "a\0b", "\ud800", "x" * 300])

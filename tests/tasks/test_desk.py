@@ -188,6 +188,18 @@ async def test_a_wrong_call_is_refused_as_it_always_is_and_nothing_is_left(open_
         assert house.rows("SELECT * FROM turn") == []
 
 
+async def test_a_wait_for_many_long_events_ends_with_as_many_as_there_is_room_for_and_where_the_rest_is(open_house):
+    async with open_house() as house:
+        desk = desk_of(house.app)
+        task = await taken(desk, "event_wait", names=["big:one"], since=0, min_count=40)
+        for number in range(40):
+            await house.call("event_emit", event="big:one", data={"n": number, "text": "x" * 3_000})
+        ended = await until_ended(desk, task)
+        inline = await house.call("event_wait", names=["big:one"], since=0, min_count=40, timeout_s=0)
+        assert ended.result == {"data": inline}
+        assert f"since={inline['events'][-1]['event_id']}" in inline["next"]
+
+
 # -------------------------------------------------------------------------------------------- durable
 
 

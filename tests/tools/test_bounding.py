@@ -64,3 +64,9 @@ def test_whatever_it_is_the_result_is_json_and_no_longer_than_the_limit(value, l
     text = result_text(data, limit)
     assert len(text) <= limit
     assert len(text) == limit or json.loads(text) == data or "cut" in json.loads(text)
+
+
+def test_halves_of_surrogates_are_in_neither_form_of_a_result():
+    smaller, text = bounded({"name": "bad\udcff", "of\ud800": ["x\udfff"], "n": 2**70})
+    assert smaller == {"name": "bad?", "of?": ["x?"], "n": 2**70}
+    assert json.loads(text) == smaller
