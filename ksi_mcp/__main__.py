@@ -26,6 +26,7 @@ from ksi_mcp.cli.groups import (
     GROUPS,
     exit_codes,
 )
+from ksi_mcp.cli.wording import OF_COMMANDS, as_commands, is_misplaced, usage_error
 from ksi_mcp.errors import Conflict, Invalid, KsiError, NotFound, Refused
 
 PROGRAM: Final = "ksi-mcp"
@@ -110,7 +111,10 @@ def _complete() -> int:
 def _check_actor(arguments: Sequence[str]) -> None:
     """Who acts as an agent gets no command that would act as the operator instead."""
     asked = _asked(arguments)
-    if list(arguments) == [asked, "--help"]:  # and nothing else: elsewhere the word may be the value of an option
+    if list(arguments) in (
+        [asked, "--help"],
+        [asked, "-h"],
+    ):  # and nothing else: elsewhere the word may be the value of an option
         return
     if asked in COMMANDS and asked not in FOR_AGENTS and not _is_tools(arguments):
         from ksi_mcp.cli.calling import require_operator
@@ -120,7 +124,7 @@ def _check_actor(arguments: Sequence[str]) -> None:
 
 def _asked(arguments: Sequence[str]) -> str:
     """The command; nothing if it is about all of them."""
-    if arguments and arguments[0] in ("--help", "--version"):
+    if arguments and arguments[0] in ("-h", "--help", "--version"):
         return ""
     return next((word for word in arguments if not word.startswith("-")), "")
 
@@ -144,6 +148,7 @@ def _application(arguments: Sequence[str]) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     application.callback()(_options)
     if _is_tools(arguments):
@@ -182,7 +187,13 @@ def _nothing() -> None:
 
 def _options(
     *,
-    version: bool = typer.Option(False, "--version", is_eager=True, callback=lambda asked: _show_version(asked=asked)),
+    version: bool = typer.Option(
+        False,
+        "--version",
+        is_eager=True,
+        callback=lambda asked: _show_version(asked=asked),
+        help="Show the version and exit.",
+    ),
 ) -> None:
     """Durable, budget-capped, multi-agent orchestration for any MCP client."""
 
@@ -215,14 +226,16 @@ def _report(failure: BaseException, arguments: Sequence[str]) -> int:
             code, name, text, hint = (
                 EXIT_USAGE,
                 "usage",
-                cause.format_message(),
-                f"see `{_shown(cause, arguments)} --help`",
+                usage_error(cause),
+                f"{', '.join(OF_COMMANDS)} come after the command"
+                if is_misplaced(arguments)
+                else f"see `{_shown(cause, arguments)} --help`",
             )
         case OSError():
             name, text, hint = "system", cause.strerror or str(cause), "KSI_DEBUG=1 shows where"
         case _:
             text, hint = f"unexpected {type(cause).__name__}: {cause}", "KSI_DEBUG=1 shows where"
-    line = one_line(f"{text.rstrip('.')}; {hint}" if hint else text)
+    line = one_line(f"{text.rstrip('.')}; {as_commands(hint)}" if hint else text)
     if hasattr(sys.stderr, "reconfigure"):
         sys.stderr.reconfigure(errors="backslashreplace")
     print(f"error: {line}", file=sys.stderr)

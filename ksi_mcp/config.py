@@ -339,5 +339,9 @@ def load_config(home: Home) -> Config:
     try:
         return Config.model_validate(document)
     except ValidationError as failure:
-        wrong = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in failure.errors()[:10])
-        raise Invalid(f"config.yaml: {wrong}", hint="`ksi-mcp doctor` shows every setting") from None
+        wrong = "; ".join(
+            f"{'.'.join(map(str, error['loc']))}: "
+            + ("there is no such key" if error["type"] == "extra_forbidden" else error["msg"])
+            for error in failure.errors()[:10]
+        )
+        raise Invalid(f"config.yaml: {wrong}", hint="`ksi-mcp doctor --settings` shows every setting") from None

@@ -15,11 +15,11 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from ksi_mcp import __version__
+from ksi_mcp.cli.parameter_words import words_for
 from ksi_mcp.cli.twin import words_of
 from ksi_mcp.config import Config
 from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
 from ksi_mcp.tools.tool import Tool
-from scripts.parameter_words import WORDS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TOOLS: Final = ROOT / "docs" / "tools.md"
@@ -154,11 +154,6 @@ def _table(schema: Mapping[str, Any], *, of: str, head: str) -> list[str]:
         said += [bounds] if (bounds := "; ".join(_bounds(given))) else []
         lines.append(f"| `{name}` | {_type(given)} | {default} | {'; '.join(said)} |".replace("|  |", "| |"))
     return lines
-
-
-def words_for(owner: str, name: str, given: Mapping[str, Any]) -> str:
-    """What is said of a parameter of a tool or a key of a shape: by its declaration, else by `WORDS`, else nothing."""
-    return str(given.get("description") or WORDS.get(f"{owner}.{name}") or WORDS.get(name, ""))
 
 
 def _choices(given: Mapping[str, Any]) -> list[dict[str, Any]]:

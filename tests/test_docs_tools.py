@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from ksi_mcp.cli.doctor import list_settings
+from ksi_mcp.cli.parameter_words import WORDS
 from ksi_mcp.config import Config
 from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
 from ksi_mcp.tools.tool import Tool
@@ -52,7 +53,7 @@ def test_a_section_has_each_parameter_and_other_name(tool: Tool) -> None:
 
 
 def test_every_parameter_has_words_and_no_words_are_left_over(generated: ModuleType) -> None:
-    words: dict[str, str] = generated.WORDS
+    words: dict[str, str] = WORDS
     bare, used = [], set()
     for tool in ALL_TOOLS:
         schema = tool.model().model_json_schema()
@@ -66,7 +67,7 @@ def test_every_parameter_has_words_and_no_words_are_left_over(generated: ModuleT
                 bounded = "; ".join(generated._bounds(given))
                 if not generated.words_for(owner, name, given) and not bounded:
                     bare.append(f"{owner}.{name}")
-    assert not bare, f"describe them where they are declared, or in scripts/parameter_words.py: {bare}"
+    assert not bare, f"describe them where they are declared, or in ksi_mcp/cli/parameter_words.py: {bare}"
     assert not words.keys() - used, f"nothing needs these words any more: {sorted(words.keys() - used)}"
 
 

@@ -189,6 +189,11 @@ def find(tx: Tx, ctx: Context, ref: str) -> Agent:
     return (alive or rows)[0]
 
 
+def is_living(tx: Tx, ctx: Context, name: str) -> bool:
+    """Whether the actor can see a living agent of that name."""
+    return any(agent.life == "active" for agent in _named(tx, ctx, name, ctx.orchestration_id))
+
+
 def _named(tx: Tx, ctx: Context, name: str, orchestration_id: str | None) -> list[Agent]:
     """The agents of that name that the actor can see, the living before the dead."""
     values = {"name": name, "orchestration_id": orchestration_id, "limit": MAX_NAMESAKES}

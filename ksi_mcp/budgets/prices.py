@@ -79,7 +79,7 @@ class UnpricedModel(Invalid):
     def __init__(self, provider: str, model: str) -> None:
         super().__init__(
             f"no price is known for model {model[:80]!r} of provider {provider[:80]!r}",
-            hint="give the model a price in the configuration, or say that it is free",
+            hint="give it one under `prices` in config.yaml, in USD per million tokens, or say `free` there",
         )
         self.provider = provider
         self.model = model

@@ -19,12 +19,14 @@ def command(
             metavar="FILE", exists=True, dir_okay=False, help="Replies (YAML). Without it prompts are echoed."
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Whoever reaches it can use it.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Whoever reaches it can use it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help="0 takes a free one.")] = 0,
     requests_per_second: Annotated[
-        float | None, typer.Option(min=0.001, help="Above it: 429 with retry-after.")
+        float | None, typer.Option(metavar="N", min=0.001, help="Above it: 429 with retry-after.")
     ] = None,
-    max_in_flight: Annotated[int | None, typer.Option(min=1, help="Above it: 429 with retry-after.")] = None,
+    max_in_flight: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Above it: 429 with retry-after.")
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Write here what a client sends its model, a line a call."),

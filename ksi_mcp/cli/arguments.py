@@ -207,8 +207,10 @@ def _object(schema: Mapping[str, Any], kinds: Sequence[str], words: Sequence[str
         elif "string" in kinds and len(words) == 1 and not word.startswith("@"):
             return word
         else:
+            fields = f"; fields are {', '.join(properties)}" if properties else ""
             raise Invalid(
-                f"{what} takes an object, not {_shown(word)}", hint="write JSON, key=value, @file.json, @file.yaml or -"
+                f"{what} takes an object, not {_shown(word)}",
+                hint=f"write key=value, JSON, @file.json, @file.yaml or -{fields}",
             )
     return found
 

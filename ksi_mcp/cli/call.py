@@ -12,7 +12,7 @@ import typer
 from ksi_mcp.cli.calling import open_calling
 from ksi_mcp.cli.escaping import print_json
 from ksi_mcp.cli.groups import EXIT_PARTIAL
-from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
+from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption, offering
 from ksi_mcp.cli.waits import fell_short
 from ksi_mcp.cli.watching import Watching
 from ksi_mcp.errors import Invalid
@@ -20,9 +20,15 @@ from ksi_mcp.tools.catalog import ALL_TOOLS
 
 
 def command(
-    tool: Annotated[str, typer.Argument(help="e.g. agent_list, or agent:list")],
+    tool: Annotated[
+        str,
+        typer.Argument(metavar="TOOL", help="e.g. agent_list, or agent:list", autocompletion=offering("tools")),
+    ],
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="key=value (the value as JSON or text), one JSON object, or - for stdin")
+        list[str] | None,
+        typer.Argument(
+            metavar="ARGUMENT", help="key=value (the value as JSON or text), one JSON object, or - for stdin"
+        ),
     ] = None,
     home: HomeOption = None,
     project: ProjectOption = None,

@@ -17,6 +17,8 @@ from ksi_mcp.db.glance import glance
 from ksi_mcp.tools.catalog import ALL_TOOLS
 from ksi_mcp.tools.tool import Tool
 
+TOOLS: Final = "tools"
+"""The kind of names that no data folder is needed for."""
 _MOST: Final = 50
 _SAFE: Final = re.compile(r"[A-Za-z0-9_./@-]{1,120}")
 """A shell puts what it is offered on the command line as it stands: nothing in there may mean anything to it."""
@@ -26,6 +28,7 @@ _STATEMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "agents": ("cli.agent_names",),
     "checkpoints": ("cli.checkpoint_ids",),
     "compositions": ("cli.composition_names",),
+    "patterns": ("cli.pattern_names",),
     "rules": ("cli.rule_ids",),
     "runs": ("cli.run_ids",),
     "turns": ("cli.turn_ids",),
@@ -45,6 +48,7 @@ _KINDS: Final[Mapping[str, str]] = {
 }
 _KINDS_OF: Final[Mapping[tuple[str, str], str]] = {
     ("agent_spawn", "parent"): "agents",
+    ("orchestration_start", "pattern"): "patterns",
     ("turn_move", "source"): "agents",
     ("turn_move", "target"): "agents",
     **{
@@ -67,7 +71,6 @@ _KINDS_OF: Final[Mapping[tuple[str, str], str]] = {
             "decision_import": ("pattern",),
             "decision_query": ("pattern",),
             "orchestration_list": ("pattern",),
-            "orchestration_start": ("pattern",),
         }.items()
         for name in names
     },
@@ -89,7 +92,7 @@ def completer_of(tool: Tool, parameter: Parameter) -> Completer | None:
         return names(kind or "", incomplete, given if isinstance(given, str) else None)
 
     def tools(incomplete: str) -> list[str]:
-        return [each.name for each in ALL_TOOLS if each.name.startswith(incomplete)]
+        return names(TOOLS, incomplete, None)
 
     if parameter.choices:
         return complete
@@ -99,7 +102,12 @@ def completer_of(tool: Tool, parameter: Parameter) -> Completer | None:
 
 
 def names(kind: str, prefix: str, home: str | None) -> list[str]:
-    """Names of that kind in the data folder that begin so; none if there is no folder, or this is an agent."""
+    """Names of that kind in the data folder that begin so; none if there is no folder, or this is an agent.
+
+    Tools are known without one.
+    """
+    if kind == TOOLS:
+        return [each.name for each in ALL_TOOLS if each.name.startswith(prefix)]
     if TOKEN_ENV in os.environ or URL_ENV in os.environ:
         return []
     database = Home(root=_folder(home)).database

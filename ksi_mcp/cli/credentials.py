@@ -38,9 +38,9 @@ class Action(StrEnum):
 
 
 def command(
-    action: Annotated[Action, typer.Argument(help="set, list or remove", show_default=False)],
+    action: Annotated[Action, typer.Argument(metavar="ACTION", help="set, list or remove", show_default=False)],
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Such as ANTHROPIC_API_KEY.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Such as ANTHROPIC_API_KEY.", show_default=False)
     ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,

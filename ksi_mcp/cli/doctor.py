@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import platform
 import sys
 from dataclasses import asdict
@@ -50,6 +51,7 @@ def command(
         listed = list_settings(Config)
         _print({"settings": listed}, as_json=as_json, lines=[_setting_line(each) for each in listed])
         return
+    logging.getLogger("ksi_mcp").addHandler(logging.NullHandler())  # the report says what a log would
     place = find_home(home)
     config, broken = _configured(place)
 
@@ -88,7 +90,7 @@ async def _look(place: Home, config: Config, project: Path | None) -> dict[str, 
         models = await look_at_models(services.registry, config, place)
         return {
             "data_folder": str(place.root),
-            "config": "config.yaml" if place.config.is_file() else "none (defaults)",
+            "config": "config.yaml" if place.config.is_file() else "no config.yaml: the defaults",
             "schema": migrations()[-1][0],
             "database_bytes": place.database.stat().st_size,
             **counts,

@@ -25,6 +25,10 @@ async def look_at_models(registry: ProviderRegistry, config: Config, place: Home
     """Everything, for programs. No key is in it."""
     default = await registry.default()
     providers = await asyncio.to_thread(registry.available)
+    servers = await _local_servers(registry)
+    for name, shown in LOCAL.items():  # an address is not yet somebody who listens there
+        if shown in servers and servers[shown] is None:
+            providers[f"openai_compatible@{name}"] = (False, "does not answer")
     if "@" not in default.provider:
         model = default.model
         if model is None and default.found:
@@ -41,7 +45,7 @@ async def look_at_models(registry: ProviderRegistry, config: Config, place: Home
         },
         "default": {"provider": default.provider, "model": model, "why": default.why, "found": default.found},
         "claude_code": await _claude_code(config, place),
-        "local_servers": await _local_servers(registry),
+        "local_servers": servers,
         "credentials": await asyncio.to_thread(_credentials, registry, config),
         "credentials_problem": await asyncio.to_thread(registry.credentials.problem),
         "profiles": {name: _shown(profile) for name, profile in registry.profiles.all().items()},

@@ -10,10 +10,11 @@ import typer
 
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.cli.escaping import print_json, visible
-from ksi_mcp.cli.options import HomeOption, JsonOption
+from ksi_mcp.cli.options import HomeOption, JsonOption, offering
 from ksi_mcp.config import find_home
 from ksi_mcp.events.model import Event, EventFilter
 from ksi_mcp.events.patterns import compile_pattern
+from ksi_mcp.permissions import OPERATOR, fresh_context
 from ksi_mcp.tools.views import EventView
 
 _SHOWN_CHARS = 160
@@ -22,8 +23,12 @@ _SHOWN_CHARS = 160
 def command(
     names: Annotated[list[str] | None, typer.Option("--names", metavar="PATTERN", help="e.g. completion:*")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")] = False,
-    limit: Annotated[int, typer.Option(min=0, max=10_000, help="How many of the newest to begin with.")] = 20,
-    orchestration: Annotated[str | None, typer.Option(help="Only those of this run.")] = None,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, max=10_000, help="How many of the newest to begin with.")
+    ] = 20,
+    orchestration: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only those of this run.", autocompletion=offering("runs"))
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,6 +43,10 @@ def command(
 
     async def run() -> None:
         async with App(place, AppOptions(worker="none")) as app, app.services.journal.subscribe(wants) as live:
+            if orchestration is not None:  # one that is not there is a mistake, and no silence
+                await app.toolbox.call(
+                    fresh_context(OPERATOR), "orchestration_status", {"orchestration": orchestration, "events": 0}
+                )
             wanted = EventFilter(names=tuple(names or ()), orchestration_id=orchestration)
             page = await app.services.journal.query(wanted, limit=limit) if limit else None
             shown = 0

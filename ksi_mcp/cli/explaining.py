@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ksi_mcp.cli.arguments import Parameter, item_schema, kinds_of
+from ksi_mcp.cli.parameter_words import words_for
 from ksi_mcp.tools.tool import Tool
 
 _LABELS: Final = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER", "boolean": "BOOLEAN", "object": "JSON"}
@@ -111,10 +112,10 @@ def _label(schema: Mapping[str, Any], kinds: Sequence[str]) -> str:
             return _LABELS.get(kind, "JSON")
 
 
-def described(parameter: Parameter, *, also: str = "") -> str:
+def described(tool: Tool, parameter: Parameter, *, also: str = "") -> str:
     """A parameter's description, with its fields, its other spelling, its default and its limits."""
     schema = parameter.schema
-    parts = [text] if (text := str(schema.get("description", ""))) else []
+    parts = [text] if (text := words_for(tool.name, parameter.name, schema)) else []
     if fields := [*schema.get("properties", {}), *item_schema(schema).get("properties", {})]:
         parts.append(f"fields: {', '.join(fields)}")
     if also:

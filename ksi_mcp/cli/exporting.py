@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from ksi_mcp.app import App, AppOptions
-from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
+from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption, offering
+from ksi_mcp.cli.showing import many
 from ksi_mcp.compositions.quarantine import save
 from ksi_mcp.config import find_home
 from ksi_mcp.errors import Conflict
@@ -20,7 +21,10 @@ from ksi_mcp.permissions import OPERATOR, fresh_context
 
 
 def command(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Compositions of the library.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME", help="Compositions of the library.", autocompletion=offering("compositions")),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to. Default: exports/ in the data folder."),
@@ -66,4 +70,5 @@ def command(
     for missing in made.get("missing", ()):
         print(f"warning: {missing} is referred to and not in the library", file=sys.stderr)
     count = len(made["compositions"]) + len(made.get("dependencies", ()))
-    typer.echo(f"{made['file']}: {count} compositions, {made['runs']} runs, {made['size']:,} bytes, {made['bundle']}")
+    parts = (many(count, "composition"), many(made["runs"], "run"), f"{made['size']:,} bytes", made["bundle"])
+    typer.echo(f"{made['file']}: {', '.join(parts)}")

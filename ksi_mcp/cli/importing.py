@@ -35,14 +35,14 @@ class SourceFormat(StrEnum):
 def command(
     source: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[SOURCE]", help="A bundle, file, folder or git checkout, or a bundle's id. None: list."
-        ),
+        typer.Argument(metavar="SOURCE", help="A bundle, file, folder or git checkout, or a bundle's id. None: list."),
     ] = None,
     allow: Annotated[bool, typer.Option("--allow", help="Place it in the library at once.")] = False,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="Allow only this one.")] = None,
     discard: Annotated[bool, typer.Option("--discard", help="Throw a bundle in quarantine away.")] = False,
-    prefix: Annotated[str | None, typer.Option("--prefix", help="For names that are taken, such as acme_.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", metavar="TEXT", help="For names that are taken, such as acme_.")
+    ] = None,
     format: Annotated[
         SourceFormat | None, typer.Option("--format", help="Of the files; else each is looked at.")
     ] = None,

@@ -44,7 +44,7 @@ def command(
         typer.Option(min=0, metavar="USD", help="At most so much for everything in this data folder together."),
     ] = None,
     client: Annotated[
-        Client | None, typer.Option(help="Print what this client needs to be told, and make nothing.")
+        Client | None, typer.Option(help="Print what this client needs to be told, and make no data folder.")
     ] = None,
     to_file: Annotated[
         bool, typer.Option("--write", help="With --client: add it to that client's file; what is in there stays.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -35,3 +36,15 @@ SafeModeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def offering(kind: str) -> Callable[[typer.Context, str], list[str]]:
+    """What a shell offers for a parameter: names of that kind (see `completing`), as far as they are known."""
+
+    def look_up(ctx: typer.Context, incomplete: str) -> list[str]:
+        from ksi_mcp.cli.completing import names
+
+        given = ctx.params.get("home")
+        return names(kind, incomplete, given if isinstance(given, str) else None)
+
+    return look_up

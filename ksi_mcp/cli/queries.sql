@@ -22,6 +22,12 @@ SELECT DISTINCT name FROM composition
 WHERE substr(name, 1, length(:prefix)) = :prefix
 ORDER BY name LIMIT :limit;
 
+-- pattern_names
+-- why: what a shell offers where a run is started.
+SELECT DISTINCT name FROM composition
+WHERE type = 'orchestration' AND substr(name, 1, length(:prefix)) = :prefix
+ORDER BY name LIMIT :limit;
+
 -- turn_ids
 -- why: what a shell offers where a turn is asked for: those that have not ended, the newest first.
 SELECT turn_id FROM turn

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ksi_mcp.cli.escaping import one_line, visible
+from ksi_mcp.cli.wording import as_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,10 +44,10 @@ def show(data: Mapping[str, Any]) -> None:
     sys.stdout.flush()
     for key in _HINTS:
         if isinstance(hint := data.get(key), str):
-            print(f"{key}: {one_line(hint)}", file=sys.stderr)
+            print(f"{key}: {one_line(as_commands(hint))}", file=sys.stderr)
         elif isinstance(hint, list):
             for each in hint:
-                print(f"{key}: {_cell(key, each)}", file=sys.stderr)
+                print(f"{key}: {as_commands(_cell(key, each))}", file=sys.stderr)
 
 
 def _tolerate(stream: Any) -> None:
@@ -84,6 +85,8 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _money(amount: float) -> str:
+    if amount == 0:
+        return "$0"
     digits = 2 if amount == round(amount, 2) else _MONEY_DIGITS if amount == round(amount, _MONEY_DIGITS) else 6
     return f"${amount:,.{digits}f}"
 
@@ -111,6 +114,22 @@ def _is_long(value: Any) -> bool:
     if isinstance(value, list | dict):
         return len(_cell("", value)) > _LONG_CHARS
     return False
+
+
+def _are_events(records: Sequence[Mapping[str, Any]]) -> bool:
+    return all({"event_id", "event", "source", "at"} <= each.keys() for each in records)
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """A recorded event on one line, as `ksi-mcp events` has them; what says nothing is left out."""
+    data = one_line(json.dumps(_said(event.get("data") or {}), ensure_ascii=False))
+    at, name, source = (_cell(key, event[key]) for key in ("at", "event", "source"))
+    return f"{at}  {event['event_id']:>6}  {name:<26}  {source:<20}  {data}"
+
+
+def _said(data: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: _said(value) if isinstance(value, dict) else value for key, value in data.items()}
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -173,6 +192,8 @@ def _sole_text(data: Mapping[str, Any]) -> str | None:
 
 def _plain_records(records: Sequence[Mapping[str, Any]], margin: str, key: str, *, alone: bool) -> list[str]:
     head = [] if alone else [f"{margin[_INDENT:]}{one_line(key)}:"]
+    if _are_events(records):
+        return [*head, *(margin + event_line(each) for each in records)]
     if not _makes_table(records):
         lines: list[str] = []
         for number, each in enumerate(records):
@@ -247,6 +268,10 @@ class _Terminal:
     def _records(self, key: str, records: Sequence[Mapping[str, Any]], depth: int, *, alone: bool) -> None:
         if not alone:
             self._line(" " * _INDENT * depth + one_line(key), "bold")
+        if _are_events(records):
+            for each in records:
+                self._line(" " * _INDENT * (depth + (not alone)) + event_line(each))
+            return
         if _makes_table(records) and self._table(records, depth):
             return
         for number, each in enumerate(records):

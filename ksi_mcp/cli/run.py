@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
+from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption, offering
 from ksi_mcp.cli.running import run_until_told
 from ksi_mcp.errors import Invalid, Refused
 
@@ -27,22 +27,31 @@ _MAX_FILE_BYTES: Final = 1_000_000
 
 
 def command(
-    pattern: Annotated[str | None, typer.Argument(help="e.g. consensus; left out with --attach")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PATTERN", help="e.g. consensus; left out with --attach", autocompletion=offering("patterns")
+        ),
+    ] = None,
     var: Annotated[
-        list[str] | None, typer.Option("--var", metavar="KEY=VALUE", help="A variable; the value as JSON or text.")
+        list[str] | None,
+        typer.Option("--var", "--vars", metavar="KEY=VALUE", help="A variable; the value as JSON or text."),
     ] = None,
     vars_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Variables as YAML or JSON; - for standard input.")
     ] = None,
     budget: Annotated[float | None, typer.Option(metavar="USD", min=0, help="Most that it may spend.")] = None,
-    turns: Annotated[int | None, typer.Option(min=0, help="Most turns that it may take.")] = None,
+    turns: Annotated[int | None, typer.Option(metavar="N", min=0, help="Most turns that it may take.")] = None,
     orchestrator: Annotated[
         Literal["agent", "none"],
         typer.Option(help="Who carries the strategy out: an agent, or nobody here (you, by other commands)."),
     ] = "agent",
-    model: Annotated[str | None, typer.Option(help="For agents whose profile names none.")] = None,
-    provider: Annotated[str | None, typer.Option(help="The same.")] = None,
-    attach: Annotated[str | None, typer.Option(metavar="ID", help="Follow a run that was started before.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="For agents whose profile names none.")] = None,
+    provider: Annotated[str | None, typer.Option(metavar="NAME", help="The same.")] = None,
+    attach: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Follow a run that was started before.", autocompletion=offering("runs")),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it, print its id, and leave.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the last line.")] = False,
     yes: Annotated[
@@ -63,7 +72,8 @@ def command(
     """
     if (pattern is None) == (attach is None):
         raise Invalid(
-            "name a pattern, or a run with --attach", hint="`ksi-mcp call composition_discover` lists patterns"
+            "name a pattern, or a run with --attach",
+            hint="`ksi-mcp composition discover --type orchestration` lists patterns",
         )
     given = read_variables(var or [], vars_file)
     if attach is not None and (given or budget is not None or turns is not None or model or provider or detach):

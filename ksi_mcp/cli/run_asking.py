@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -24,6 +26,10 @@ _LIMITS: Final = (
 )
 _TRIES: Final = 3
 _SHOWN_LINES: Final = 20
+_CUT: Final = re.compile(r" \.\.\. \[cut at [\d,]+ of [\d,]+ characters\]$")
+_LABEL: Final = 17
+"""Columns before a text."""
+_LEAST: Final = 20
 
 
 async def ask_about(waiting: Mapping[str, Any], terminal: Terminal, call: Call) -> bool:
@@ -34,7 +40,7 @@ async def ask_about(waiting: Mapping[str, Any], terminal: Terminal, call: Call) 
         if waiting["parked_on"] == "budget":
             return await _ask_for_room(waiting, name, terminal, call)
         console.print(Text(f"{name} needs an answer", "bold magenta"))
-        why = None if waiting.get("question") == waiting.get("prompt") else waiting.get("question")
+        why = None if is_one(waiting.get("question"), waiting.get("prompt")) else waiting.get("question")
         for label, text in (("asked", waiting.get("prompt")), ("why", why), ("its last reply", waiting.get("reply"))):
             _show(console, label, text)
         for _ in range(_TRIES):
@@ -93,9 +99,18 @@ async def confirm(terminal: Terminal, question: str) -> bool:
     return (answer or "").strip().lower() in ("y", "yes")
 
 
+def is_one(question: str | None, prompt: str | None) -> bool:
+    """Whether both are the same text, of which each may be cut somewhere else."""
+    cut, whole = sorted((_CUT.sub("", text or "") for text in (question, prompt)), key=len)
+    return bool(cut) and whole.startswith(cut)
+
+
 def _show(console: Console, label: str, text: str | None) -> None:
     if not text:
         return
+    room = max(console.width - _LABEL - 1, _LEAST)
     for n, line in enumerate(plain_lines(text, limit=_SHOWN_LINES)):
-        head = Text(f"  {label if n == 0 else '':<15}", "bright_black")
-        console.print(head.append(line, "default"), soft_wrap=True)
+        margin = " " * (len(line) - len(line.lstrip(" ")))
+        for m, part in enumerate(textwrap.wrap(line, room, subsequent_indent=margin) or [""]):
+            head = Text(f"  {label if n == m == 0 else '':<{_LABEL - 2}}", "bright_black")
+            console.print(head.append(part, "default"), soft_wrap=True)

@@ -26,6 +26,8 @@ from ksi_mcp.cli.showing import Cell, Column, bar, count, duration, lines_of, mo
 EXIT_FAILED: Final = 5
 EXIT_PARTIAL: Final = 6
 MAX_HAPPENINGS: Final = 10
+_UNPRICED: Final = "no price is known"
+"""So begins a failure that no budget of any size would have prevented, and that is booked as one of the budget."""
 _NARROW: Final = 72
 _WIDEST: Final = 140
 _ENDED_COLUMNS: Final = (
@@ -66,7 +68,7 @@ def verdict_of(seen: Mapping[str, Any]) -> Verdict | None:
     chief = next((lane for lane in seen["agents"] if lane["name"] == "orchestrator"), None)
     if run["orchestrator"] == "agent" and chief is not None and chief.get("said_state") not in (None, "done"):
         why = f"its orchestrator failed: {one_line(chief.get('said') or '')}"
-        if chief.get("said_class") == "budget":
+        if chief.get("said_class") == "budget" and not (chief.get("said") or "").startswith(_UNPRICED):
             return Verdict(word="out of budget", code=EXIT_PARTIAL, why=why)
         return Verdict(word="failed", code=EXIT_FAILED, why=why)
     return Verdict(word="idle", code=EXIT_PARTIAL, why="it is open, nothing is pending, and nobody goes on with it")

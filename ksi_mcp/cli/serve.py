@@ -50,9 +50,9 @@ class WorkerMode(StrEnum):
 def command(
     home: HomeOption = None,
     transport: Annotated[Transport, typer.Option(help="`all` is http and sse in one process.")] = Transport.STDIO,
-    host: Annotated[str, typer.Option(help="Address to listen on (http, sse).")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on (http, sse).")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on (http, sse); 0 takes a free one.")
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Port to listen on (http, sse); 0 takes a free one.")
     ] = 8765,
     no_auth: Annotated[
         bool,

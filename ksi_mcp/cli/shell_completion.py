@@ -63,7 +63,9 @@ class Shell(StrEnum):
 SCRIPTS: Final = {Shell.bash: _BASH, Shell.zsh: _ZSH, Shell.fish: _FISH}
 
 
-def command(shell: Annotated[Shell, typer.Argument(help="bash, zsh or fish", show_default=False)]) -> None:
+def command(
+    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish", show_default=False)],
+) -> None:
     """Print the completion script of a shell: commands, options, their words, and names from the data folder.
 
     bash: eval "$(ksi-mcp shell-completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc after compinit;

@@ -79,6 +79,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def many(number: int, what: str) -> str:
+    """`1 turn`, `2 turns`."""
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """0.4s, 12s, 3m05s, 2h07m, 4d03h."""
     if seconds < 0:

@@ -11,6 +11,7 @@ from ksi_mcp.cli.escaping import one_line
 from ksi_mcp.cli.showing import duration, usd
 
 _LONGEST: Final = 400
+_PARKED: Final = {"external": "waits for an answer", "budget": "waits for room in a budget"}
 _BY_THE_WAY: Final = frozenset(
     {
         "agent:tool_answered", "agent:tool_called", "checkpoint:created", "completion:batched", "completion:injected",
@@ -80,7 +81,7 @@ def _what(name: str, data: Mapping[str, Any], names: Mapping[str, str]) -> tuple
         case "completion:retrying":
             return f"tries again in {duration(float(of('delay_s', 0)))} after {of('kind')}: {of('error')}", "yellow"
         case "completion:parked":
-            return f"waits: {of('reason')}", "bold magenta"
+            return _PARKED.get(str(of("reason")), f"waits: {of('reason')}"), "bold magenta"
         case "completion:substituted":
             return f"asks {of('to')} instead of {of('from')}: {of('error')}", "yellow"
         case "completion:rejected":

@@ -12,7 +12,8 @@ import typer
 
 from ksi_mcp.access.tokens import DEFAULT_DAYS, AccessToken
 from ksi_mcp.app import App, AppOptions
-from ksi_mcp.cli.options import HomeOption, JsonOption
+from ksi_mcp.cli.options import HomeOption, JsonOption, offering
+from ksi_mcp.cli.records import show
 from ksi_mcp.config import find_home
 from ksi_mcp.errors import Invalid
 from ksi_mcp.permissions import OPERATOR, fresh_context
@@ -27,17 +28,24 @@ class Action(StrEnum):
 
 
 def command(
-    action: Annotated[Action, typer.Argument(help="create, list or revoke", show_default=False)],
+    action: Annotated[Action, typer.Argument(metavar="ACTION", help="create, list or revoke", show_default=False)],
     token: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="What to revoke: an id that list shows.", show_default=False)
+        str | None, typer.Argument(metavar="ID", help="What to revoke: an id that list shows.", show_default=False)
     ] = None,
-    agent: Annotated[str | None, typer.Option(help="Whoever has it acts as this agent, and ends with it.")] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGENT",
+            help="Whoever has it acts as this agent, and ends with it.",
+            autocompletion=offering("agents"),
+        ),
+    ] = None,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Whoever has it may look, and change nothing.")
     ] = False,
-    label: Annotated[str | None, typer.Option(help="For you, to know it again.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="TEXT", help="For you, to know it again.")] = None,
     days: Annotated[
-        float, typer.Option(help="For how long it lets somebody in; 0: until it is revoked.")
+        float, typer.Option(metavar="DAYS", help="For how long it lets somebody in; 0: until it is revoked.")
     ] = DEFAULT_DAYS,
     everything: Annotated[bool, typer.Option("--all", help="List also those that let nobody in any more.")] = False,
     home: HomeOption = None,
@@ -75,16 +83,12 @@ def command(
     elif action is Action.revoke:
         typer.echo(f"{said['id']} lets nobody in any more")
     else:
-        for each in said["tokens"]:
-            until = f"until {each['expires_at']}" if "expires_at" in each else "until it is revoked"
-            ended = f"revoked {each['revoked_at']}" if "revoked_at" in each else until
-            typer.echo(
-                "  ".join(
-                    part for part in (each["id"], each.get("agent", "read-only"), ended, each.get("label")) if part
-                )
-            )
         if not said["tokens"]:
             typer.echo("none lets anybody in besides the operator's")
+            return
+        columns = ("id", "kind", "agent", "created_at", "expires_at", "revoked_at", "label")
+        used = [name for name in columns if any(name in each for each in said["tokens"])]
+        show({"tokens": [{name: each.get(name) for name in used} for each in said["tokens"]]})
 
 
 def _shown(token: AccessToken) -> dict[str, Any]:
@@ -101,4 +105,4 @@ def _shown(token: AccessToken) -> dict[str, Any]:
 
 
 def _at(moment_ms: int | None) -> str | None:
-    return None if moment_ms is None else datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="seconds")
+    return None if moment_ms is None else f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"

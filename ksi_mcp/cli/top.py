@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from ksi_mcp.cli.escaping import exact_json, one_line
-from ksi_mcp.cli.options import HomeOption, JsonOption
+from ksi_mcp.cli.options import HomeOption, JsonOption, offering
 from ksi_mcp.cli.running import run_until_told
 from ksi_mcp.errors import KsiError
 
@@ -39,9 +39,11 @@ _LOOKS: Final = 3
 
 
 def command(
-    orchestration: Annotated[str | None, typer.Option(metavar="ID", help="Only this run.")] = None,
+    orchestration: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this run.", autocompletion=offering("runs"))
+    ] = None,
     interval: Annotated[
-        float, typer.Option(metavar="S", min=0.1, max=3600, help="Seconds between two looks, at the least.")
+        float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Seconds between two looks, at the least.")
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print it once, as it is now, also into a pipe.")] = False,
     home: HomeOption = None,

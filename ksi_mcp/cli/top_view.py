@@ -105,7 +105,8 @@ def warnings_of(seen: Mapping[str, Any], notices: Sequence[str]) -> list[tuple[s
     if waiting := seen.get("parked"):
         who = ", ".join(sorted({one_line(each["agent_name"]) for each in waiting})[:4])
         more = " or more" if len(waiting) == _PARKED_SHOWN else ""
-        texts.append((f"{len(waiting)}{more} turns wait for somebody: {who}", "magenta"))
+        words = "turn waits" if len(waiting) == 1 else "turns wait"
+        texts.append((f"{len(waiting)}{more} {words} for somebody: {who}", "magenta"))
     return [*texts, *((one_line(notice), "yellow") for notice in list(notices)[-1:])][:3]
 
 
@@ -134,7 +135,10 @@ class TopFrame:
 
     def _body(self, width: int, room: int, warnings: int, height: int) -> list[Text]:
         if self.board.helping:
-            return [Text(""), *(Text.assemble(f"  {key:<10}", text) for key, text in HELP)]
+            said = [Text.assemble(f"  {key:<10}", text) for key, text in HELP]
+            for line in said:
+                line.truncate(width, overflow="ellipsis")
+            return [Text(""), *said]
         if self.board.detail is not None:
             most = max(len(self.detail) - room, 0)
             self.board.scroll = min(self.board.scroll, most)

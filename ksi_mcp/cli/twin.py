@@ -18,7 +18,7 @@ from ksi_mcp.cli.calling import Calling, open_calling
 from ksi_mcp.cli.completing import completer_of
 from ksi_mcp.cli.escaping import one_line, print_json
 from ksi_mcp.cli.explaining import described, epilog_of, help_of, label
-from ksi_mcp.cli.groups import EXIT_INTERRUPTED, EXIT_PARTIAL, GROUPS
+from ksi_mcp.cli.groups import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_USAGE, GROUPS
 from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
 from ksi_mcp.cli.records import show
 from ksi_mcp.cli.watching import Watching
@@ -28,6 +28,8 @@ from ksi_mcp.tools.tool import Tool
 
 _ARGUMENT, _OPTION, _ALIAS = "argument_", "option_", "alias_"
 _SHOWN_CHARS: Final = 300
+_CHECKS: Final = frozenset({"composition_validate", "routing_validate_rule"})
+"""Tools whose answer is whether something is valid."""
 _HARMLESS: Final[Mapping[str, tuple[str, frozenset[str]]]] = {
     "orchestration_control": ("action", frozenset({"suspend", "resume", "checkpoint"})),
 }
@@ -112,7 +114,7 @@ def _annotations(tool: Tool, parameters: Sequence[Parameter]) -> dict[str, Any]:
     for each in sorted((each for each in parameters if each.place is not None), key=lambda each: each.place or 0):
         details = typer.Argument(
             metavar=each.name.upper(),
-            help=described(each, also=each.option),
+            help=described(tool, each, also=each.option),
             parser=str,
             autocompletion=completer_of(tool, each),
             show_default=False,
@@ -133,12 +135,14 @@ def _annotations(tool: Tool, parameters: Sequence[Parameter]) -> dict[str, Any]:
 
 def _option(tool: Tool, parameter: Parameter, name: str, *, hidden: bool) -> Any:
     if parameter.is_flag:
-        details = typer.Option(f"{name}/--no-{name[2:]}", help=described(parameter), hidden=hidden, show_default=False)
+        details = typer.Option(
+            f"{name}/--no-{name[2:]}", help=described(tool, parameter), hidden=hidden, show_default=False
+        )
         return Annotated[bool | None, details]
     details = typer.Option(
         name,
         metavar=label(parameter),
-        help=described(parameter),
+        help=described(tool, parameter),
         hidden=hidden,
         autocompletion=completer_of(tool, parameter),
         show_default=False,
@@ -201,6 +205,8 @@ def _run(tool: Tool, parameters: Sequence[Parameter], given: Mapping[str, Any]) 
         print_json(data)
     else:
         show(data)
+    if tool.name in _CHECKS and data.get("valid") is False:
+        return EXIT_USAGE
     return EXIT_PARTIAL if waits.fell_short(tool, args, data) else 0
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 from ksi_mcp.cli.escaping import exact_json, one_line
-from ksi_mcp.cli.options import HomeOption, JsonOption
+from ksi_mcp.cli.options import HomeOption, JsonOption, offering
+from ksi_mcp.errors import Invalid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,8 +34,10 @@ def command(
     since: Annotated[
         str, typer.Option(metavar="WHEN", help="A day or moment (2027-01-31, in UTC), or 90m, 24h, 7d, 4w back.")
     ] = "24h",
-    orchestration: Annotated[str | None, typer.Option(metavar="ID", help="Only this run.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Rows of a table.")] = 20,
+    orchestration: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this run.", autocompletion=offering("runs"))
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=200, help="Rows of a table.")] = 20,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,6 +58,11 @@ async def _usage(
     from ksi_mcp.permissions import OPERATOR, fresh_context
 
     span = _SPAN.fullmatch(since.strip())
+    if span is None and not _is_moment(since):
+        raise Invalid(
+            f"--since cannot be {since[:80]!r}",
+            hint="write 90m, 24h, 7d or 4w, or a day or moment in UTC: 2027-01-31, 2027-01-31T12:00:00Z",
+        )
     window = {"since": since} if span is None else {"window_s": int(span[1]) * _UNITS[span[2]]}
     wanted = {"by": by, "orchestration": orchestration, "limit": limit, **window}
     given = {key: value for key, value in wanted.items() if value is not None}
@@ -71,6 +80,14 @@ async def _usage(
     show(make_console(), report, unpriced, notes)
 
 
+def _is_moment(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text.strip())
+    except ValueError:
+        return False
+    return True
+
+
 def _unpriced(app: App, models: Sequence[Mapping[str, Any]]) -> list[str]:
     """Models that were asked, whose price nobody knows: their calls count as nothing."""
     found = []
@@ -85,7 +102,7 @@ def _unpriced(app: App, models: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _notes(report: Mapping[str, Any], models: Sequence[Mapping[str, Any]], unpriced: Sequence[str]) -> list[str]:
-    from ksi_mcp.cli.showing import count, usd
+    from ksi_mcp.cli.showing import count, many, usd
 
     total, account = report["total"], report["account"]
     notes = []
@@ -113,7 +130,7 @@ def _notes(report: Mapping[str, Any], models: Sequence[Mapping[str, Any]], unpri
         notes.append(f"{worth}; with a subscription's login it bills nothing for them")
     spent, limit = account["spent_usd"], account.get("limit_usd")
     ever = f"since the account was opened: {usd(spent)}" + (f" of {usd(limit)}" if limit is not None else "")
-    notes.append(f"{ever}, {count(account['spent_tokens'])} tokens, {count(account['spent_turns'])} turns")
+    notes.append(f"{ever}, {count(account['spent_tokens'])} tokens, {many(account['spent_turns'], 'turn')}")
     return notes
 
 
@@ -126,7 +143,8 @@ def show(console: Console, report: Mapping[str, Any], unpriced: Sequence[str], n
     begin, end = (f"{moment(report[key]).astimezone():%Y-%m-%d %H:%M}" for key in ("since", "until"))
     total = report["total"]
     booked = total["usd"] + total.get("uncertain_usd", 0)
-    console.print(Text.assemble((usd(booked), "bold"), f"  from {begin} to {end}"))
+    zone = moment(report["until"]).astimezone().tzname() or ""
+    console.print(Text.assemble((usd(booked), "bold"), f"  from {begin} to {end} {zone}".rstrip()))
     for key, title in _TITLES.items():
         if report.get(key):
             _table(console, title, report[key], total, unpriced)

@@ -129,7 +129,7 @@ class AnthropicProvider:
                 "there is no API key for Anthropic",
                 kind="auth",
                 billed="no",
-                hint="set ANTHROPIC_API_KEY where the server starts, or use the provider 'scripted'",
+                hint="`ksi-mcp credentials set ANTHROPIC_API_KEY` keeps one, or set it where the server starts",
             )
         async with self._opening:
             if self._client is None:

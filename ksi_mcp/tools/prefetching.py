@@ -137,7 +137,7 @@ def _check_agent(call: Call, agent: Agent) -> None:
     if not call.svc.prices.is_priced(provider, agent.model):
         raise Conflict(
             f"no price is known for model {agent.model[:80]!r} of provider {provider!r}, and prefetching has a limit",
-            hint="give the model a price in the configuration, or say that it is free",
+            hint="give it one under `prices` in config.yaml, in USD per million tokens, or say `free` there",
         )
 
 

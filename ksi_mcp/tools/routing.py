@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema, model_validator
 
+from ksi_mcp.agents import reach
 from ksi_mcp.agents.model import Agent
 from ksi_mcp.db import Tx
 from ksi_mcp.errors import Invalid
+from ksi_mcp.permissions import Context
 from ksi_mcp.routing.rules import Rule, RuleDraft
 from ksi_mcp.routing.store import RuleFilter
 from ksi_mcp.routing.targets import Mode
@@ -124,6 +126,7 @@ class RuleView(View):
     join: dict[str, Any] | None = None
     modifiable: bool | None = None
     frozen_until: str | None = None
+    warning: str | None = None
 
     @classmethod
     def of(cls, rule: Rule) -> RuleView:
@@ -220,7 +223,20 @@ async def routing_add_rule(
     )
     draft = draft_of(wants)
     await call.svc.router.refresh()
-    return await call.commit(lambda tx: RuleView.of(call.svc.router.add_rule(tx, call.ctx, draft)))
+
+    def work(tx: Tx) -> RuleView:
+        rule = call.svc.router.add_rule(tx, call.ctx, draft)
+        return RuleView.of(rule).model_copy(update={"warning": _meant(tx, call.ctx, rule)})
+
+    return await call.commit(work)
+
+
+def _meant(tx: Tx, ctx: Context, rule: Rule) -> str | None:
+    """What to say of a target that is an event's name, and an agent's too: it would be sent to, and nobody woken."""
+    for name in rule.target.events:
+        if reach.is_living(tx, ctx, name):
+            return f"{name} is taken as the name of an event; agent:{name} gives the agent of that name a turn"
+    return None
 
 
 @tool("routing_modify_rule", needs="routing_control", effects="writes", title="Change a routing rule", idempotent=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -119,11 +119,24 @@ class Tool:
         try:
             checked = self.model().model_validate(given)
         except ValidationError as failure:
-            raise Invalid(_explain(self, failure), hint=f"parameters are {self._signature()}") from None
+            raise Invalid(_explain(self, failure), hint=self._what_it_takes(failure)) from None
         return {name: getattr(checked, name) for name in type(checked).model_fields}
 
     def _written(self) -> Tool:
         return self.body.tool() if isinstance(self.body, Elsewhere) else self
+
+    def _what_it_takes(self, failure: ValidationError) -> str:
+        """The names there are where one is unknown or missing; a wrong value says itself what it should be."""
+        for error in failure.errors(include_url=False):
+            if error["type"] not in ("extra_forbidden", "missing"):
+                continue
+            if len(error["loc"]) > 1:
+                fields = _fields_at(self.schema(), error["loc"][:-1])
+                if fields:
+                    where = ".".join(map(str, error["loc"][:-1]))
+                    return f"fields of {where[:80]} are {', '.join(fields)}"
+            return f"parameters are {self._signature()}"
+        return f"`help` explains {self.name}"
 
     def _signature(self) -> str:
         schema = self.schema()
@@ -213,6 +226,13 @@ def _compact(node: Any, definitions: dict[str, Any]) -> Any:
     if out.get("additionalProperties") is True:
         del out["additionalProperties"]
     return out
+
+
+def _fields_at(schema: Mapping[str, Any], path: Sequence[int | str]) -> list[str]:
+    """The fields of what is at `path` in a value of that schema; none if it says nothing of them."""
+    for part in path:
+        schema = schema.get("items", {}) if isinstance(part, int) else schema.get("properties", {}).get(part, {})
+    return list(schema.get("properties", ()))
 
 
 def _explain(declared: Tool, failure: ValidationError) -> str:

@@ -72,7 +72,7 @@ class Toolbox:
         """
         found = self._tools.get(name)
         if found is None:
-            close = difflib.get_close_matches(name, self._tools, n=3, cutoff=0.4)
+            close = difflib.get_close_matches(name, self._tools, n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(close)}?" if close else "`help` lists the tools"
             raise NotFound(f"unknown tool {name[:80]!r}", hint=hint)
         return found

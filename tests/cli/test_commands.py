@@ -103,7 +103,7 @@ def test_call_runs_a_tool_and_reads_its_arguments_in_three_ways(tmp_path: Path) 
     ("arguments", "code", "says"),
     [
         (("call", "agent_lst"), 2, "did you mean agent_list"),
-        (("call", "agent_get", "agent=nobody"), 2, "unknown agent 'nobody'; agent_list shows 0 agents"),
+        (("call", "agent_get", "agent=nobody"), 2, "unknown agent 'nobody'; `ksi-mcp agent list` shows 0 agents"),
         (("call", "agent_list", "limit=0"), 2, "limit"),
         (("call", "agent_list", "nonsense"), 2, "'nonsense' is no argument"),
         (("call", "routing_add_rule", "source_pattern=a:b", "target=system:x"), 3, "only the server emits it"),

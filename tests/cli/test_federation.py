@@ -34,7 +34,7 @@ def test_export_and_import_from_folder_to_folder(tmp_path: Path) -> None:
     file = str(tmp_path / "helper.ksi.zip")
     out = ksi("export", "helper", "-o", file, "--home", here)
     assert (out.returncode, out.stderr) == (0, "")
-    assert out.stdout.startswith(f"{file}: 1 compositions, 0 runs")
+    assert out.stdout.startswith(f"{file}: 1 composition, 0 runs")
     looked = ksi("import", file, "--home", there)
     assert looked.returncode == 0
     assert "      new  helper (agent 1.0.0" in looked.stdout
@@ -86,7 +86,7 @@ def test_a_folder_of_another_program_is_reported_file_by_file(tmp_path: Path) ->
     ("arguments", "code", "says"),
     [
         (["export", "nothing"], 2, "there is no composition 'nothing' to export"),
-        (["export"], 2, "Missing argument"),
+        (["export"], 2, "missing argument"),
         (["import", "/nonexistent/x"], 2, "there is no file or folder 'x'"),
         (["import", "b_00000000000000000000", "--allow"], 2, "no bundle b_00000000000000000000 is in quarantine"),
         (["import", "--allow"], 2, "there is nothing to allow or discard"),

@@ -30,7 +30,7 @@ def test_one_record_is_aligned_and_what_to_do_next_is_no_part_of_it(capsys) -> N
         "turn       t_1\nspent_usd  $0.0125\nlimit_usd  $2.00\ntokens     12,345\nat         2026-11-21 15:19:28Z\n"
         "done       yes\ntags       a, b\nempty: none\ntext:\n  two\n  lines\ncensus: 1 of 2 ok, 1 pending\n"
     )
-    assert err == "next: agent_wait\n"
+    assert err == "next: `ksi-mcp agent wait`\n"
 
 
 def test_records_are_a_table_and_long_ones_one_after_the_other(capsys) -> None:
@@ -40,6 +40,20 @@ def test_records_are_a_table_and_long_ones_one_after_the_other(capsys) -> None:
     assert out == "total  2\nturns:\n  turn  t_1\n  text:\n    a\n    b\n\n  turn  t_2\n  text  c\n"
     assert shown({"mermaid": "flowchart LR\n  a --> b\n"}, capsys)[0] == "flowchart LR\n  a --> b\n"
     assert shown({}, capsys) == ("", "")
+
+
+def test_events_are_a_line_each_without_what_says_nothing(capsys) -> None:
+    event = {
+        "event_id": 7, "event": "routing:rule_added", "source": "system", "at": "2026-11-21T15:19:28.123Z",
+        "data": {"rule": {"target": "agent:a_1", "mapping": None}, "reason": None}, "depth": 1,
+    }  # fmt: skip
+    out, _ = shown({"events": [event, {**event, "event_id": 6, "data": {"text": "a\nb" * 100}}]}, capsys)
+    first, second = out.splitlines()
+    assert first == (
+        "2026-11-21 15:19:28Z       7  routing:rule_added          system                "
+        '{"rule": {"target": "agent:a_1"}}'
+    )
+    assert second.count("a\\nb") == 100
 
 
 def test_a_census_says_what_came_and_what_did_not() -> None:

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from ksi_mcp.budgets.prices import UnpricedModel
+from ksi_mcp.cli.run_asking import is_one
+from ksi_mcp.cli.run_view import verdict_of
+
 ROOT = Path(__file__).parent.parent.parent
 ENV = {
     **{
@@ -105,6 +109,26 @@ def test_the_exit_code_says_how_it_ended(
 ) -> None:
     ended = ksi("run", "errand", "--json", "--home", house(tmp_path, replies))
     assert (ended.returncode, json.loads(ended.stdout)["verdict"]) == (code, verdict)
+
+
+def test_a_model_without_a_price_is_a_failure_and_not_a_budget_used_up() -> None:
+    chief = {"name": "orchestrator", "pending": 0, "said_state": "failed", "said_class": "budget"}
+    run = {"state": "running", "pending": 0, "orchestrator": "agent"}
+    said = {UnpricedModel("anthropic", "odd").text(): (5, "failed"), "account o_1 has $0 left": (6, "out of budget")}
+    for text, (code, word) in said.items():
+        verdict = verdict_of({"runs": [run], "agents": [{**chief, "said": text}]})
+        assert verdict is not None
+        assert (verdict.code, verdict.word) == (code, word)
+    assert "`prices` in config.yaml" in UnpricedModel("anthropic", "odd").text()
+
+
+def test_a_question_that_is_the_prompt_is_shown_once() -> None:
+    text = "What is to be done? " * 80
+    cut = [f"{text[:1000]} ... [cut at 1,000 of {whole} characters]" for whole in ("4,000", "5,487")]
+    assert is_one(*cut)
+    assert is_one("Why?", "Why?")
+    assert not is_one("the reply is no JSON", "Why?")
+    assert not is_one(None, "Why?")
 
 
 def test_a_run_that_may_take_no_turn_is_out_of_budget(tmp_path: Path) -> None:

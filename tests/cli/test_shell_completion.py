@@ -102,6 +102,10 @@ def test_bash_is_offered_what_fits(tmp_path: Path, home: Path) -> None:
         "ksi-mcp orchestration start deb": "debate_with_judge",
         "ksi-mcp serve --transport s": "stdio sse",
         "ksi-mcp help routing_add": "routing_add_rule",
+        "ksi-mcp call routing_add": "routing_add_rule",
+        "ksi-mcp run deb": "debate_with_judge",
+        "ksi-mcp export base_a": "base_agent",
+        "ksi-mcp tokens create --agent ad": "adam ada",
         f"ksi-mcp agent get --home {tmp_path}/nowhere a": "",
         "ksi-mcp agent send 'unclosed": "",
     }

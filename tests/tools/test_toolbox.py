@@ -46,6 +46,29 @@ async def test_every_wrong_argument_is_named_at_once_with_the_parameters_there_a
         assert "parameters are agent, message, wait_s?" in text
 
 
+async def test_what_is_said_of_a_wrong_argument_is_about_that_one(open_house) -> None:
+    async with open_house() as house:
+        with pytest.raises(Invalid) as error:
+            await house.call("agent_spawn", prompt="x", budget={"dollars": 1})
+        assert error.value.hint == "fields of budget are usd, tokens, turns, seconds, policy"
+        with pytest.raises(Invalid) as error:
+            await house.call("agent_spawn", prompt="x", budget={"usd": -1})
+        assert "budget.usd: " in error.value.message
+        assert error.value.hint == "`help` explains agent_spawn"
+        with pytest.raises(NotFound) as unlike:
+            await house.call("nope")
+        assert unlike.value.hint == "`help` lists the tools"
+
+
+async def test_a_target_that_is_an_agents_name_without_saying_so_is_remarked_on(open_house) -> None:
+    async with open_house() as house:
+        await house.spawn("ada")
+        made = await house.call("routing_add_rule", source_pattern="task:*", target="ada")
+        assert made["warning"].startswith("ada is taken as the name of an event; agent:ada ")
+        for target in ("agent:ada", "task:done", "nobody"):
+            assert "warning" not in await house.call("routing_add_rule", source_pattern="work:*", target=target)
+
+
 @pytest.mark.parametrize("args", [{"limit": "5"}, {"limit": 5.0}, {"limit": 5}])
 async def test_numbers_in_quotes_are_numbers(open_house, args: dict[str, Any]) -> None:
     async with open_house() as house:

@@ -58,7 +58,10 @@ def read_source(path: Path, *, format: Format | None = None, step: Step | None =
         root = path
         found, refused = _walk(path)
     else:
-        raise NotFound(f"there is no file or folder {shorten(path.name)!r}")
+        raise NotFound(
+            f"there is no file or folder {shorten(path.name)!r}",
+            hint="name a file, a folder, or a bundle in quarantine",
+        )
     imported: list[Imported] = []
     skipped: list[str] = []
     unread = refused

@@ -1,4 +1,4 @@
-"""What docs/tools.md says of parameters whose declaration has no words for them.
+"""What `--help` and docs/tools.md say of parameters whose declaration has no words for them.
 
 A declaration is sent to a model with every request, so what a name says already is left out there. A person who looks
 something up has room. Looked up as `tool.parameter`, `Shape.key`, then by the name alone; a test refuses a parameter
@@ -7,7 +7,8 @@ without words, and words without a parameter.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 WORDS: Final = {
     # wherever the name stands
@@ -145,3 +146,8 @@ WORDS: Final = {
     "routing_validate_rule.target": "as in routing_add_rule",
     "routing_query_rules.limit": "rows of one page",
 }
+
+
+def words_for(owner: str, name: str, given: Mapping[str, Any]) -> str:
+    """What is said of a parameter of a tool or a key of a shape: by its declaration, else by `WORDS`, else nothing."""
+    return str(given.get("description") or WORDS.get(f"{owner}.{name}") or WORDS.get(name, ""))
