@@ -27,7 +27,7 @@ from ksi_mcp.config import Config, Home
 from ksi_mcp.permissions import Slot, agent_actor, fresh_context
 from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers.base import Answer, Behalf, Message, Request, ToolSpec
-from ksi_mcp.providers.claude_cli import ClaudeCliProvider
+from ksi_mcp.providers.claude.cli import ClaudeCliProvider
 from ksi_mcp.transports.agent_door import AgentDoor
 
 AT_ONCE = 8

@@ -25,8 +25,8 @@ from ksi_mcp.completions.limiter import Limits
 from ksi_mcp.completions.slots import Slots
 from ksi_mcp.errors import KsiError
 from ksi_mcp.providers.base import Message, Request
-from ksi_mcp.providers.openai_compatible import OpenAICompatibleProvider
-from ksi_mcp.providers.openai_wire import request_body
+from ksi_mcp.providers.openai.compatible import OpenAICompatibleProvider
+from ksi_mcp.providers.openai.wire import request_body
 
 NAME = "openai_compatible"
 DEADLINE_S = 90.0

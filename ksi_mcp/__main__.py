@@ -16,7 +16,7 @@ from typer.main import get_command, get_install_completion_arguments
 
 from ksi_mcp import __version__
 from ksi_mcp.cli.escaping import one_line, print_json
-from ksi_mcp.cli.groups import (
+from ksi_mcp.cli.twin.groups import (
     EXIT_BROKEN_PIPE,
     EXIT_CONFLICT,
     EXIT_FAILED,
@@ -26,7 +26,7 @@ from ksi_mcp.cli.groups import (
     GROUPS,
     exit_codes,
 )
-from ksi_mcp.cli.wording import OF_COMMANDS, as_commands, is_misplaced, usage_error
+from ksi_mcp.cli.twin.wording import OF_COMMANDS, as_commands, is_misplaced, usage_error
 from ksi_mcp.errors import Conflict, Invalid, KsiError, NotFound, Refused
 
 PROGRAM: Final = "ksi-mcp"
@@ -60,7 +60,7 @@ COMPLETED_LINE: Final = "_TYPER_COMPLETE_ARGS"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command and exit with its code; `ksi_mcp.cli.groups` and docs/cli.md list them."""
+    """Run a command and exit with its code; `ksi_mcp.cli.twin.groups` and docs/cli.md list them."""
     arguments = sys.argv[1:] if argv is None else argv
     sys.exit(run(arguments))
 
@@ -117,7 +117,7 @@ def _check_actor(arguments: Sequence[str]) -> None:
     ):  # and nothing else: elsewhere the word may be the value of an option
         return
     if asked in COMMANDS and asked not in FOR_AGENTS and not _is_tools(arguments):
-        from ksi_mcp.cli.calling import require_operator
+        from ksi_mcp.cli.twin.calling import require_operator
 
         require_operator(f"{PROGRAM} {asked}")
 
@@ -134,7 +134,7 @@ def _is_tools(arguments: Sequence[str]) -> bool:
     asked = _asked(arguments)
     if asked not in COMMANDS or asked not in GROUPS:
         return asked in GROUPS or asked == HELP
-    from ksi_mcp.cli.twin import commands_of
+    from ksi_mcp.cli.twin.commands import commands_of
 
     return any(word in commands_of(asked) for word in arguments[arguments.index(asked) + 1 :][:1])
 
@@ -152,7 +152,7 @@ def _application(arguments: Sequence[str]) -> typer.Typer:
     )
     application.callback()(_options)
     if _is_tools(arguments):
-        from ksi_mcp.cli.twin import add_command, group_of, help_tool
+        from ksi_mcp.cli.twin.commands import add_command, group_of, help_tool
 
         if asked == HELP:
             add_command(application, help_tool())

@@ -52,7 +52,7 @@ from ksi_mcp.orchestrations.conductor import Conductor
 from ksi_mcp.orchestrations.monitor import Monitor
 from ksi_mcp.orchestrations.supervision import Supervisor
 from ksi_mcp.providers.door import Door, LazyDoor
-from ksi_mcp.providers.mcp_tools import McpTools
+from ksi_mcp.providers.mcp.tools import McpTools
 from ksi_mcp.providers.registry import ProviderRegistry, settings_of
 from ksi_mcp.pumps import LONGEST_NAP_S, Pumps, nap, new_bell
 from ksi_mcp.queues.session_queues import SessionQueues

@@ -15,8 +15,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from ksi_mcp import __version__
-from ksi_mcp.cli.parameter_words import words_for
-from ksi_mcp.cli.twin import words_of
+from ksi_mcp.cli.twin.commands import words_of
+from ksi_mcp.cli.twin.parameter_words import words_for
 from ksi_mcp.config import Config
 from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
 from ksi_mcp.tools.tool import Tool

@@ -27,7 +27,7 @@ from ksi_mcp.events.model import MAX_DATA_BYTES
 from ksi_mcp.events.retention import SWEEP_S
 from ksi_mcp.launching import LOG_BYTES
 from ksi_mcp.permissions import OPERATOR, fresh_context
-from ksi_mcp.providers.claude_cli import FOLDER as CLAUDE_FOLDER
+from ksi_mcp.providers.claude.cli import FOLDER as CLAUDE_FOLDER
 from ksi_mcp.providers.credentials import FILE, FILE_KEY, MIN_FILE_KEY_CHARS
 from ksi_mcp.tools.catalog import ALL_TOOLS
 from ksi_mcp.transports.http import HEALTH_S, MAX_BODY_BYTES

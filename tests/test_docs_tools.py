@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from ksi_mcp.cli.doctor import list_settings
-from ksi_mcp.cli.parameter_words import WORDS
+from ksi_mcp.cli.twin.parameter_words import WORDS
 from ksi_mcp.config import Config
 from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
 from ksi_mcp.tools.tool import Tool
@@ -67,7 +67,7 @@ def test_every_parameter_has_words_and_no_words_are_left_over(generated: ModuleT
                 bounded = "; ".join(generated._bounds(given))
                 if not generated.words_for(owner, name, given) and not bounded:
                     bare.append(f"{owner}.{name}")
-    assert not bare, f"describe them where they are declared, or in ksi_mcp/cli/parameter_words.py: {bare}"
+    assert not bare, f"describe them where they are declared, or in ksi_mcp/cli/twin/parameter_words.py: {bare}"
     assert not words.keys() - used, f"nothing needs these words any more: {sorted(words.keys() - used)}"
 
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ksi_mcp.cli.calling import open_calling
 from ksi_mcp.cli.escaping import print_json
-from ksi_mcp.cli.groups import EXIT_PARTIAL
-from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption, offering
-from ksi_mcp.cli.waits import fell_short
-from ksi_mcp.cli.watching import Watching
+from ksi_mcp.cli.twin.calling import open_calling
+from ksi_mcp.cli.twin.groups import EXIT_PARTIAL
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, ProjectOption, offering
+from ksi_mcp.cli.twin.waits import fell_short
+from ksi_mcp.cli.twin.watching import Watching
 from ksi_mcp.errors import Invalid
 from ksi_mcp.tools.catalog import ALL_TOOLS
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ksi_mcp.cli.options import HomeOption, JsonOption
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption
 from ksi_mcp.config import find_home
 from ksi_mcp.errors import Invalid
 from ksi_mcp.providers.credentials import (

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ksi_mcp.cli.options import JsonOption
 from ksi_mcp.cli.running import run_until_told
+from ksi_mcp.cli.twin.options import JsonOption
 from ksi_mcp.errors import Conflict, KsiError, Refused
 
 if TYPE_CHECKING:
-    from ksi_mcp.cli.demo_run import Evidence, Say
+    from ksi_mcp.cli.demonstration.run import Evidence, Say
     from ksi_mcp.config import Home
     from ksi_mcp.web.sim import SimServer
 
@@ -50,7 +50,7 @@ def command(
     Needs no key and no network. Everything in the report is read from what the server recorded. The exit code is 5,
     and what is missing is named, if something that is promised did not happen.
     """
-    from ksi_mcp.cli.demo_report import Steps, make_console, show
+    from ksi_mcp.cli.demonstration.report import Steps, make_console, show
 
     console = make_console()
     steps = Steps(None if as_json else console)
@@ -69,8 +69,8 @@ def command(
 
 
 async def _demonstrate(home: Home, say: Say) -> dict[str, Any]:
-    from ksi_mcp.cli.demo_facts import gather_facts, missing
-    from ksi_mcp.cli.demo_run import tournament
+    from ksi_mcp.cli.demonstration.facts import gather_facts, missing
+    from ksi_mcp.cli.demonstration.run import tournament
     from ksi_mcp.providers.script import Script, load_script
     from ksi_mcp.transports.stdio_client import connect_stdio
     from ksi_mcp.web.sim import SimServer

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from ksi_mcp import __version__
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.cli.doctor_models import lines_of_models, look_at_models, missing_models
-from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, ProjectOption
 from ksi_mcp.config import Config, Home, find_home, load_config
 from ksi_mcp.db import Tx
 from ksi_mcp.db.migrate import migrations

@@ -10,10 +10,10 @@ from typing import Any
 from ksi_mcp.config import Config, Home
 from ksi_mcp.errors import KsiError
 from ksi_mcp.providers.choosing import LOCAL, models_of
-from ksi_mcp.providers.claude_command import ask_status
+from ksi_mcp.providers.claude.command import ask_status
 from ksi_mcp.providers.credentials import FILE_KEY, MIN_FILE_KEY_CHARS
 from ksi_mcp.providers.processes import Processes
-from ksi_mcp.providers.profile_records import Link, Profile
+from ksi_mcp.providers.profiles.records import Link, Profile
 from ksi_mcp.providers.registry import ProviderRegistry
 
 STATUS_S = 5.0

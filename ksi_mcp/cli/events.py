@@ -10,7 +10,7 @@ import typer
 
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.cli.escaping import print_json, visible
-from ksi_mcp.cli.options import HomeOption, JsonOption, offering
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, offering
 from ksi_mcp.config import find_home
 from ksi_mcp.events.model import Event, EventFilter
 from ksi_mcp.events.patterns import compile_pattern

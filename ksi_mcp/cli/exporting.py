@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from ksi_mcp.app import App, AppOptions
-from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption, offering
 from ksi_mcp.cli.showing import many
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, ProjectOption, offering
 from ksi_mcp.compositions.quarantine import save
 from ksi_mcp.config import find_home
 from ksi_mcp.errors import Conflict

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ksi_mcp.app import App, AppOptions
-from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, ProjectOption
 from ksi_mcp.config import find_home
 from ksi_mcp.errors import Invalid
 from ksi_mcp.logs import configure_logging

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ksi_mcp import yamledit, yamlio
 from ksi_mcp.cli.clients import Client, replace_file, setup_for, write
-from ksi_mcp.cli.options import HomeOption
+from ksi_mcp.cli.twin.options import HomeOption
 from ksi_mcp.clock import SystemClock
 from ksi_mcp.config import LOCAL, Config, Home, find_home, load_config, trust
 from ksi_mcp.errors import Invalid, KsiError

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from ksi_mcp.cli.options import HomeOption, JsonOption, ProjectOption, offering
 from ksi_mcp.cli.running import run_until_told
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, ProjectOption, offering
 from ksi_mcp.errors import Invalid, Refused
 
 if TYPE_CHECKING:
     from ksi_mcp.app import App
-    from ksi_mcp.cli.following import Mode
+    from ksi_mcp.cli.live.following import Mode
 
 EXIT_TERMINATED: Final = 143
 """As a shell reports a program that SIGTERM ended."""
@@ -132,7 +132,7 @@ async def _run(
     as_json: bool,
 ) -> int:
     from ksi_mcp.app import App, AppOptions
-    from ksi_mcp.cli.following import Follower
+    from ksi_mcp.cli.live.following import Follower
     from ksi_mcp.cli.showing import make_console
     from ksi_mcp.config import find_home
     from ksi_mcp.logs import configure_logging

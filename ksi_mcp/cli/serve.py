@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ksi_mcp.cli.options import HomeOption, ProjectOption, SafeModeOption
 from ksi_mcp.cli.running import open_door, run_until_told
+from ksi_mcp.cli.twin.options import HomeOption, ProjectOption, SafeModeOption
 from ksi_mcp.errors import Invalid
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _http(transport: Transport, host: str, port: int, tools: Tools, *, auth: boo
 
 
 def _unguarded(home: Home) -> contextlib.AbstractContextManager[None]:
-    from ksi_mcp.providers.claude_cli import any_running
+    from ksi_mcp.providers.claude.cli import any_running
     from ksi_mcp.unguarded import unguarded
 
     return unguarded(home, any_running=lambda: any_running(home.root))

@@ -12,8 +12,8 @@ import typer
 
 from ksi_mcp.access.tokens import DEFAULT_DAYS, AccessToken
 from ksi_mcp.app import App, AppOptions
-from ksi_mcp.cli.options import HomeOption, JsonOption, offering
-from ksi_mcp.cli.records import show
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, offering
+from ksi_mcp.cli.twin.records import show
 from ksi_mcp.config import find_home
 from ksi_mcp.errors import Invalid
 from ksi_mcp.permissions import OPERATOR, fresh_context

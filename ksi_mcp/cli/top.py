@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from ksi_mcp.cli.escaping import exact_json, one_line
-from ksi_mcp.cli.options import HomeOption, JsonOption, offering
 from ksi_mcp.cli.running import run_until_told
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, offering
 from ksi_mcp.errors import KsiError
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from ksi_mcp.app import App
-    from ksi_mcp.cli.top_board import Board, Wish
-    from ksi_mcp.cli.top_view import Money
+    from ksi_mcp.cli.live.top_board import Board, Wish
+    from ksi_mcp.cli.live.top_view import Money
 
 EXIT_TERMINATED: Final = 143
 TICK_S: Final = 1.0
@@ -89,7 +89,7 @@ class Top:
     """The loop: look when something was committed, paint when something changed."""
 
     def __init__(self, app: App, console: Console, place: str, orchestration: str | None, interval: float) -> None:
-        from ksi_mcp.cli.top_board import Board
+        from ksi_mcp.cli.live.top_board import Board
 
         self._app = app
         self._console = console
@@ -158,8 +158,8 @@ class Top:
             await self._look_closer()
 
     async def _look_closer(self) -> None:
-        from ksi_mcp.cli.lanes import later
-        from ksi_mcp.cli.top_detail import agent_lines, run_lines
+        from ksi_mcp.cli.live.lanes import later
+        from ksi_mcp.cli.live.top_detail import agent_lines, run_lines
 
         assert self.board.detail is not None  # noqa: S101  only then
         kind, name = self.board.detail
@@ -175,7 +175,7 @@ class Top:
 
     def money(self) -> Money:
         """What was spent today, and lately."""
-        from ksi_mcp.cli.top_view import Money
+        from ksi_mcp.cli.live.top_view import Money
 
         now_s, spent = self._clock(), self.seen["account"]["spent_usd"]
         past = [(at_s, amount) for at_s, amount in self._samples if now_s - at_s <= WINDOW_S + 1]
@@ -197,7 +197,7 @@ class Top:
 
     async def show(self) -> None:
         """Until somebody leaves."""
-        from ksi_mcp.cli.terminal import Notices, Terminal
+        from ksi_mcp.cli.live.terminal import Notices, Terminal
 
         self._live, self._notices = True, Notices.install().lines
         self._app.services.journal.on_wake(self._ring)
@@ -215,8 +215,8 @@ class Top:
                     self._looked_s = self._clock()
 
     def _paint_to(self, paint: Any, width: int, height: int, *, whole: bool = True) -> None:
-        from ksi_mcp.cli.lanes import later
-        from ksi_mcp.cli.top_view import TopFrame
+        from ksi_mcp.cli.live.lanes import later
+        from ksi_mcp.cli.live.top_view import TopFrame
 
         frame = TopFrame(
             seen=self.seen,
@@ -267,13 +267,13 @@ class Top:
 
     def _fit(self) -> bool:
         """See that a page is as long as there is room for; True if other agents are to be read because of it."""
-        from ksi_mcp.cli.top_view import plan_of, warnings_of
+        from ksi_mcp.cli.live.top_view import plan_of, warnings_of
 
         warnings = len(warnings_of(self.seen, self._notices))
         return self.board.set_page(plan_of(self._height, runs=len(self.seen["runs"]), warnings=warnings).agents)
 
     def _resized(self) -> None:
-        from ksi_mcp.cli.top_board import Wish
+        from ksi_mcp.cli.live.top_board import Wish
 
         self._wishes.append(Wish(kind="look"))
         self._stir.set()

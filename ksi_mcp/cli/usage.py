@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from ksi_mcp.cli.escaping import exact_json, one_line
-from ksi_mcp.cli.options import HomeOption, JsonOption, offering
+from ksi_mcp.cli.twin.options import HomeOption, JsonOption, offering
 from ksi_mcp.errors import Invalid
 
 if TYPE_CHECKING:

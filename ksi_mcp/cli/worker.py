@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ksi_mcp.cli.options import HomeOption, ProjectOption, SafeModeOption
 from ksi_mcp.cli.running import open_door, run_until_told
+from ksi_mcp.cli.twin.options import HomeOption, ProjectOption, SafeModeOption
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from ksi_mcp.config import DEFAULT_MODEL, Config
 from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers.credentials import Credentials
-from ksi_mcp.providers.profiles import Profiles
+from ksi_mcp.providers.profiles.layers import Profiles
 from ksi_mcp.providers.urls import is_loopback, is_loopback_url
 
 LOOK_S: Final = 0.3

@@ -9,8 +9,8 @@ from ksi_mcp.config import Config
 from ksi_mcp.errors import Invalid
 from ksi_mcp.providers.choosing import DEFAULT_MODELS, Default, models_of
 from ksi_mcp.providers.kinds import kind_of
-from ksi_mcp.providers.profile_records import Endpoint, Link, Profile
-from ksi_mcp.providers.profiles import Profiles
+from ksi_mcp.providers.profiles.layers import Profiles
+from ksi_mcp.providers.profiles.records import Endpoint, Link, Profile
 from ksi_mcp.providers.urls import check_url
 
 

@@ -29,11 +29,11 @@ from ksi_mcp.providers.urls import check_url, is_loopback_url
 if TYPE_CHECKING:
     from ksi_mcp.budgets.prices import Override
     from ksi_mcp.providers.choosing import Default
-    from ksi_mcp.providers.claude_cli import Door
+    from ksi_mcp.providers.claude.cli import Door
     from ksi_mcp.providers.naming import Names
     from ksi_mcp.providers.plugins import Plugins
-    from ksi_mcp.providers.profile_records import Profile
-    from ksi_mcp.providers.profiles import Profiles
+    from ksi_mcp.providers.profiles.layers import Profiles
+    from ksi_mcp.providers.profiles.records import Profile
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class ProviderRegistry:
     def profiles(self) -> Profiles:
         """The model profiles of all layers."""
         if self._profiles is None:
-            from ksi_mcp.providers.profiles import Profiles as All  # noqa: PLC0415  as above
+            from ksi_mcp.providers.profiles.layers import Profiles as All  # noqa: PLC0415  as above
 
             project = self.settings.project
             self._profiles = All(
@@ -259,7 +259,7 @@ class ProviderRegistry:
                 )
             if kind == "anthropic":
                 return self._anthropic(key, place.base_url, most, name)
-            from ksi_mcp.providers.openai_compatible import OpenAICompatibleProvider  # noqa: PLC0415  as above
+            from ksi_mcp.providers.openai.compatible import OpenAICompatibleProvider  # noqa: PLC0415  as above
 
             return OpenAICompatibleProvider(key, place.base_url, most, name=name)
         if "@" in name:
@@ -278,13 +278,13 @@ class ProviderRegistry:
         return None if found is None else found[1]
 
     def _anthropic(self, key: str | None, base_url: str | None, most: int, name: str = "anthropic") -> Provider:
-        from ksi_mcp.providers.anthropic import AnthropicProvider  # noqa: PLC0415  as above
+        from ksi_mcp.providers.anthropic.provider import AnthropicProvider  # noqa: PLC0415  as above
 
         prompt_cache = self.settings.config.anthropic.prompt_cache
         return AnthropicProvider(key, base_url, most, prompt_cache=prompt_cache, name=name)
 
     def _claude_cli(self) -> Provider:
-        from ksi_mcp.providers.claude_cli import ClaudeCliProvider  # noqa: PLC0415  as above
+        from ksi_mcp.providers.claude.cli import ClaudeCliProvider  # noqa: PLC0415  as above
 
         if self.settings.root is None:
             raise Invalid("claude_cli needs a data folder", hint="give one with --home")
@@ -306,7 +306,7 @@ class ProviderRegistry:
             return 0
         ended = end_recorded(root / "processes")  # servers whose tools agents were given
         if (root / "claude_cli").is_dir():
-            from ksi_mcp.providers.claude_cli import end_recorded as end_claude  # noqa: PLC0415  as above
+            from ksi_mcp.providers.claude.cli import end_recorded as end_claude  # noqa: PLC0415  as above
 
             ended += end_claude(root)
         return ended

@@ -13,8 +13,8 @@ from ksi_mcp.db import Tx
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.permissions import Context
 from ksi_mcp.providers.base import ToolSpec
-from ksi_mcp.providers.mcp_listing import SEPARATOR, OutsideTool
-from ksi_mcp.providers.mcp_tools import McpTools
+from ksi_mcp.providers.mcp.listing import SEPARATOR, OutsideTool
+from ksi_mcp.providers.mcp.tools import McpTools
 from ksi_mcp.queues.session_queues import SessionQueues
 from ksi_mcp.tools.bounding import MAX_RESULT_CHARS
 from ksi_mcp.tools.toolbox import Toolbox

@@ -22,15 +22,15 @@ from ksi_mcp.errors import KsiError
 from ksi_mcp.tools.bounding import sendable
 from ksi_mcp.tools.catalog import DEFAULT_TOOLS
 from ksi_mcp.transports.access import actor_of, context_for
-from ksi_mcp.transports.apps import app_extension
-from ksi_mcp.transports.confirm import confirm_destruction
+from ksi_mcp.transports.faces.apps import app_extension
+from ksi_mcp.transports.faces.confirm import confirm_destruction
+from ksi_mcp.transports.faces.guide import INSTRUCTIONS
+from ksi_mcp.transports.faces.listing import listed
+from ksi_mcp.transports.faces.offering import offer
+from ksi_mcp.transports.faces.questions import ask_for_answer, take_answer
+from ksi_mcp.transports.faces.results import data_result
+from ksi_mcp.transports.faces.tasks import TaskExtension
 from ksi_mcp.transports.failing import failed
-from ksi_mcp.transports.guide import INSTRUCTIONS
-from ksi_mcp.transports.listing import listed
-from ksi_mcp.transports.offering import offer
-from ksi_mcp.transports.questions import ask_for_answer, take_answer
-from ksi_mcp.transports.results import data_result
-from ksi_mcp.transports.tasks import TaskExtension
 
 logger = logging.getLogger(__name__)
 

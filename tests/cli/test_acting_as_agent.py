@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from ksi_mcp.cli import calling
+from ksi_mcp.cli.twin import calling
 from ksi_mcp.errors import Invalid, KsiError, Refused
 from ksi_mcp.permissions import agent_actor, fresh_context
-from ksi_mcp.providers import claude_command
 from ksi_mcp.providers.base import Behalf
+from ksi_mcp.providers.claude import command as claude_command
 from ksi_mcp.providers.door import Grant
 from ksi_mcp.tools.agent_tools import AgentTools
 from ksi_mcp.transports import remote

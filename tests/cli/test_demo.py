@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from ksi_mcp.cli.demo_facts import missing
-from ksi_mcp.cli.demo_report import PIPED_WIDTH
+from ksi_mcp.cli.demonstration.facts import missing
+from ksi_mcp.cli.demonstration.report import PIPED_WIDTH
 from ksi_mcp.yamlio import safe_load
 
 ROOT = Path(__file__).parent.parent.parent

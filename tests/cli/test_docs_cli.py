@@ -11,8 +11,9 @@ import pytest
 from typer.main import get_command
 
 from ksi_mcp.__main__ import COMMANDS
-from ksi_mcp.cli import groups, twin
-from ksi_mcp.cli.arguments import parameters_of
+from ksi_mcp.cli.twin import commands as twin
+from ksi_mcp.cli.twin import groups
+from ksi_mcp.cli.twin.arguments import parameters_of
 from ksi_mcp.tools.catalog import ALL_TOOLS
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text("utf-8")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ksi_mcp.cli import waits
-from ksi_mcp.cli.records import census_line, show
-from ksi_mcp.cli.tables import fit
+from ksi_mcp.cli.twin import waits
+from ksi_mcp.cli.twin.records import census_line, show
+from ksi_mcp.cli.twin.tables import fit
 from ksi_mcp.tools.catalog import ALL_TOOLS
 
 TOOLS = {tool.name: tool for tool in ALL_TOOLS}

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ksi_mcp.budgets.prices import UnpricedModel
-from ksi_mcp.cli.run_asking import is_one
-from ksi_mcp.cli.run_view import verdict_of
+from ksi_mcp.cli.live.run_asking import is_one
+from ksi_mcp.cli.live.run_view import verdict_of
 
 ROOT = Path(__file__).parent.parent.parent
 ENV = {

@@ -15,8 +15,9 @@ import pytest
 from typer.main import get_command, get_install_completion_arguments
 
 from ksi_mcp.app import App, AppOptions
-from ksi_mcp.cli import completing, groups, twin
-from ksi_mcp.cli.completing import names
+from ksi_mcp.cli.twin import commands as twin
+from ksi_mcp.cli.twin import completing, groups
+from ksi_mcp.cli.twin.completing import names
 from ksi_mcp.config import Home
 from ksi_mcp.db import glance as glancing
 from ksi_mcp.db.glance import glance

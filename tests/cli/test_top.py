@@ -19,9 +19,9 @@ import pytest
 from rich.console import Console, Group
 from rich.text import Text
 
-from ksi_mcp.cli.painting import Painter
-from ksi_mcp.cli.terminal import KeyReader
-from ksi_mcp.cli.top_board import Board, Wish
+from ksi_mcp.cli.live.painting import Painter
+from ksi_mcp.cli.live.terminal import KeyReader
+from ksi_mcp.cli.live.top_board import Board, Wish
 from ksi_mcp.testing import open_test_app
 
 ROOT = Path(__file__).parent.parent.parent

@@ -21,11 +21,12 @@ import pytest
 from typer.main import get_command
 
 from ksi_mcp.app import App, AppOptions
-from ksi_mcp.cli import groups, twin
-from ksi_mcp.cli.arguments import Parameter, parameters_of, read
 from ksi_mcp.cli.escaping import exact_json, visible
-from ksi_mcp.cli.explaining import example
-from ksi_mcp.cli.waits import fell_short
+from ksi_mcp.cli.twin import commands as twin
+from ksi_mcp.cli.twin import groups
+from ksi_mcp.cli.twin.arguments import Parameter, parameters_of, read
+from ksi_mcp.cli.twin.explaining import example
+from ksi_mcp.cli.twin.waits import fell_short
 from ksi_mcp.config import Home
 from ksi_mcp.errors import Invalid
 from ksi_mcp.permissions import OPERATOR, fresh_context

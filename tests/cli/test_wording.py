@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ksi_mcp.__main__ import run
-from ksi_mcp.cli.wording import as_commands
+from ksi_mcp.cli.twin.wording import as_commands
 
 MISTAKES = [
     (("init", "--client", "bogus"), "--client cannot be 'bogus'; one of claude-code, claude-desktop, cursor,"),

@@ -11,7 +11,7 @@ import pytest
 
 from ksi_mcp.completions import batching
 from ksi_mcp.errors import Invalid, ProviderError
-from ksi_mcp.providers.anthropic import AnthropicProvider
+from ksi_mcp.providers.anthropic.provider import AnthropicProvider
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.web.sim import SimServer
 

@@ -30,8 +30,8 @@ import pytest
 from ksi_mcp.clock import Clock, SystemClock
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
-from ksi_mcp.transports.guide import INSTRUCTIONS
-from ksi_mcp.transports.listing import listed
+from ksi_mcp.transports.faces.guide import INSTRUCTIONS
+from ksi_mcp.transports.faces.listing import listed
 from ksi_mcp.web.sim import SimServer
 from ksi_mcp.yamlio import safe_load
 

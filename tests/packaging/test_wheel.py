@@ -41,7 +41,7 @@ def test_every_file_of_the_package_and_the_library_is_in_the_wheel(tmp_path: Pat
         (metadata,) = (archive.read(name).decode() for name in inside if name.endswith(".dist-info/METADATA"))
     assert {f"ksi_mcp/{name}" for name in _files(ROOT / "ksi_mcp")} <= inside
     assert {f"ksi_mcp/_compositions/{name}" for name in _files(ROOT / "compositions")} <= inside
-    assert {"ksi_mcp/py.typed", "ksi_mcp/db/schema.sql", "ksi_mcp/providers/profiles.yaml"} <= inside
+    assert {"ksi_mcp/py.typed", "ksi_mcp/db/schema.sql", "ksi_mcp/providers/profiles/profiles.yaml"} <= inside
     assert all(name.startswith(("ksi_mcp/", f"ksi_mcp-{__version__}.dist-info/")) for name in inside)
     assert f"\nVersion: {__version__}\n" in metadata
     assert "\nRequires-Python: >=3.11\n" in metadata

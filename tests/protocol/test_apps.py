@@ -4,7 +4,7 @@ import re
 
 from mcp.server.apps import APP_MIME_TYPE, EXTENSION_ID
 
-from ksi_mcp.transports.apps import DASHBOARD, SHOWN_FOR, page
+from ksi_mcp.transports.faces.apps import DASHBOARD, SHOWN_FOR, page
 
 UI_CLIENT = {EXTENSION_ID: {"mimeTypes": [APP_MIME_TYPE]}}
 

@@ -9,7 +9,7 @@ import pytest
 from mcp import MCPError
 
 from ksi_mcp.tools.catalog import ALL_TOOLS
-from ksi_mcp.transports.prompts import MAX_ARGUMENT_CHARS
+from ksi_mcp.transports.faces.prompts import MAX_ARGUMENT_CHARS
 
 
 async def a_run(client) -> dict:

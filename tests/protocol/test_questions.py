@@ -4,7 +4,7 @@ import pytest
 from mcp.types import ElicitResult
 
 from ksi_mcp.permissions import OPERATOR, fresh_context
-from ksi_mcp.transports.questions import act_on
+from ksi_mcp.transports.faces.questions import act_on
 
 EXPECT = {"regex": "^[0-9]+$", "max_attempts": 1}
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ksi_mcp.transports.guide import INSTRUCTIONS
+from ksi_mcp.transports.faces.guide import INSTRUCTIONS
 
 
 async def test_the_instructions_are_short_and_name_tools_that_exist(serve):

@@ -15,10 +15,10 @@ from mcp.types import ResourceTemplateReference
 
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.permissions import OPERATOR, Context, fresh_context
-from ksi_mcp.transports.addresses import FIXED, MADE, find
+from ksi_mcp.transports.faces.addresses import FIXED, MADE, find
+from ksi_mcp.transports.faces.paging import page_of
+from ksi_mcp.transports.faces.resources import MAX_CHARS
 from ksi_mcp.transports.http import serve_http
-from ksi_mcp.transports.paging import page_of
-from ksi_mcp.transports.resources import MAX_CHARS
 
 FIXED_URIS = ["ksi://agents", "ksi://orchestrations", "ksi://compositions", "ksi://routing/graph", "ksi://usage"]
 

@@ -21,11 +21,11 @@ from mcp.types import ResourceListChangedNotification, ResourceUpdatedNotificati
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.events.model import Event
 from ksi_mcp.permissions import OPERATOR, Context, fresh_context
-from ksi_mcp.transports import notices
+from ksi_mcp.transports.faces import notices
+from ksi_mcp.transports.faces.notices import MAX_URIS, PAUSE_S
+from ksi_mcp.transports.faces.touching import LIST, touched
 from ksi_mcp.transports.http import serve_http
-from ksi_mcp.transports.notices import MAX_URIS, PAUSE_S
 from ksi_mcp.transports.server import KsiServer, build_server
-from ksi_mcp.transports.touching import LIST, touched
 
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.MCPDeprecationWarning")  # the older era's own requests
 

@@ -23,8 +23,8 @@ from pydantic import TypeAdapter
 from ksi_mcp.app import App, AppOptions
 from ksi_mcp.clock import SystemClock
 from ksi_mcp.permissions import OPERATOR, fresh_context
+from ksi_mcp.transports.faces.tasks import POLL_MS, TASKS
 from ksi_mcp.transports.http import serve_http
-from ksi_mcp.transports.tasks import POLL_MS, TASKS
 
 OWN = "a-token-for-the-operator"
 PROJECT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.catalog import ALL_TOOLS, DEFAULT_TOOLS
 from ksi_mcp.tools.tool import View, tool
-from ksi_mcp.transports.listing import OPEN_WORLD, brief, listed
+from ksi_mcp.transports.faces.listing import OPEN_WORLD, brief, listed
 
 TOKEN_BUDGET = 4_000
 

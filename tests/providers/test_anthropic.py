@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ksi_mcp.errors import Invalid, ProviderError
-from ksi_mcp.providers.anthropic import AnthropicProvider, api_messages
+from ksi_mcp.providers.anthropic.provider import AnthropicProvider, api_messages
 from ksi_mcp.providers.base import Answer, Message, Request, Thinking, ToolResult, ToolSpec, ToolUse, Usage
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.web.sim import SimServer

@@ -12,7 +12,7 @@ import pytest
 
 from ksi_mcp.clock import SystemClock
 from ksi_mcp.errors import ProviderError
-from ksi_mcp.providers.anthropic import AnthropicProvider
+from ksi_mcp.providers.anthropic.provider import AnthropicProvider
 from ksi_mcp.providers.base import Answer, BatchProvider, Message, Request, Usage
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.web.sim import SimServer

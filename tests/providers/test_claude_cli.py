@@ -20,7 +20,7 @@ from ksi_mcp.permissions import Slot, agent_actor, fresh_context
 from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers import guard
 from ksi_mcp.providers.base import Answer, Behalf, Message, Request, ToolSpec
-from ksi_mcp.providers.claude_cli import ClaudeCliProvider, any_running, end_recorded
+from ksi_mcp.providers.claude.cli import ClaudeCliProvider, any_running, end_recorded
 from ksi_mcp.providers.door import Grant
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.testing import FakeClock
@@ -613,7 +613,7 @@ from pathlib import Path
 from ksi_mcp.clock import SystemClock
 from ksi_mcp.provider_config import ClaudeCliConfig
 from ksi_mcp.providers.base import Message, Request
-from ksi_mcp.providers.claude_cli import ClaudeCliProvider
+from ksi_mcp.providers.claude.cli import ClaudeCliProvider
 
 async def main():
     config, folder, environ = json.loads(sys.argv[1])

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from ksi_mcp.errors import ProviderError
-from ksi_mcp.providers import claude_events as events
 from ksi_mcp.providers.base import Message, Thinking, ToolResult, ToolUse, Usage
-from ksi_mcp.providers.claude_events import Reading, Spent
+from ksi_mcp.providers.claude import events
+from ksi_mcp.providers.claude.events import Reading, Spent
 
 
 def stream(text: str) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import pytest
 from ksi_mcp.clock import SystemClock
 from ksi_mcp.errors import ProviderError
 from ksi_mcp.provider_config import ClaudeCliConfig
-from ksi_mcp.providers.anthropic import AnthropicProvider
+from ksi_mcp.providers.anthropic.provider import AnthropicProvider
 from ksi_mcp.providers.base import Message, Provider, Request, ToolResult, ToolSpec, ToolUse, Usage
-from ksi_mcp.providers.claude_cli import ClaudeCliProvider
-from ksi_mcp.providers.openai_compatible import OpenAICompatibleProvider
+from ksi_mcp.providers.claude.cli import ClaudeCliProvider
+from ksi_mcp.providers.openai.compatible import OpenAICompatibleProvider
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.providers.scripted import ScriptedProvider
 from ksi_mcp.web.sim import SimServer

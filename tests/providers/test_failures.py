@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ksi_mcp.errors import RETRYABLE_KINDS, ProviderError
-from ksi_mcp.providers.anthropic import AnthropicProvider
+from ksi_mcp.providers.anthropic.provider import AnthropicProvider
 from ksi_mcp.providers.base import Message, Request
 from ksi_mcp.providers.failures import kind_of_error
 

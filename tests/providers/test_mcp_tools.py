@@ -16,7 +16,7 @@ import pytest
 from ksi_mcp.clock import SystemClock
 from ksi_mcp.errors import Invalid
 from ksi_mcp.provider_config import McpServerConfig
-from ksi_mcp.providers.mcp_tools import CHANGED_S, McpTools
+from ksi_mcp.providers.mcp.tools import CHANGED_S, McpTools
 from ksi_mcp.testing import FakeClock
 
 HERE = Path(__file__).parent
@@ -26,7 +26,7 @@ ALL = {"s": None}
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most servers here do not go by themselves."""
-    monkeypatch.setattr("ksi_mcp.providers.mcp_stdio.GRACE_S", 0.3)
+    monkeypatch.setattr("ksi_mcp.providers.mcp.stdio.GRACE_S", 0.3)
 
 
 def echo(**more: Any) -> McpServerConfig:
@@ -248,7 +248,7 @@ async def test_one_that_never_answers_is_left_after_its_time_and_then_given_up(t
 
 
 async def test_one_that_does_not_even_greet_is_left_out(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("ksi_mcp.providers.mcp_connection.START_S", 0.3)
+    monkeypatch.setattr("ksi_mcp.providers.mcp.connection.START_S", 0.3)
     async with opened(tmp_path, hostile("mute")) as tools:
         with caplog.at_level(logging.WARNING):
             assert await names(tools) == []
@@ -399,7 +399,7 @@ import asyncio, sys
 from pathlib import Path
 from ksi_mcp.clock import SystemClock
 from ksi_mcp.provider_config import McpServerConfig
-from ksi_mcp.providers.mcp_tools import McpTools
+from ksi_mcp.providers.mcp.tools import McpTools
 async def main():
     config = McpServerConfig(command=sys.executable, args=("-S", sys.argv[2], "stubborn"))
     tools = McpTools({"s": config}, clock=SystemClock(), lookup=lambda _: None, home=Path(sys.argv[1]))

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from ksi_mcp.errors import Invalid, ProviderError
 from ksi_mcp.providers.base import Answer, Message, Request, Thinking, ToolResult, ToolSpec, ToolUse, Usage
-from ksi_mcp.providers.openai_compatible import OpenAICompatibleProvider
-from ksi_mcp.providers.openai_events import BrokenOff, Unreadable
-from ksi_mcp.providers.openai_reading import Reading
-from ksi_mcp.providers.openai_wire import chat_messages, endpoint, read_error, request_body
+from ksi_mcp.providers.openai.compatible import OpenAICompatibleProvider
+from ksi_mcp.providers.openai.events import BrokenOff, Unreadable
+from ksi_mcp.providers.openai.reading import Reading
+from ksi_mcp.providers.openai.wire import chat_messages, endpoint, read_error, request_body
 from ksi_mcp.providers.script import Script, parse_script
 from ksi_mcp.web.sim import SimServer
 
@@ -843,6 +843,6 @@ async def test_a_list_of_models_that_does_not_come_is_an_error() -> None:
 
 
 def test_importing_the_provider_imports_no_http_client() -> None:
-    code = "import sys, ksi_mcp.providers.openai_compatible; print('httpx2' in sys.modules, 'ssl' in sys.modules)"
+    code = "import sys, ksi_mcp.providers.openai.compatible; print('httpx2' in sys.modules, 'ssl' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "False"

@@ -8,8 +8,8 @@ import pytest
 
 from ksi_mcp import yamlio
 from ksi_mcp.errors import Invalid
-from ksi_mcp.providers.profile_records import Link
-from ksi_mcp.providers.profiles import Profiles
+from ksi_mcp.providers.profiles.layers import Profiles
+from ksi_mcp.providers.profiles.records import Link
 
 
 def profiles_of(tmp_path: Path, user: Any = None, project: Any = None, *, knows: tuple[str, ...] = ()) -> Profiles:

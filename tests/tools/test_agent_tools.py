@@ -10,7 +10,7 @@ from typing import Any
 from ksi_mcp.agents.model import Agent
 from ksi_mcp.permissions import agent_actor, fresh_context
 from ksi_mcp.provider_config import McpServerConfig
-from ksi_mcp.providers.mcp_tools import McpTools
+from ksi_mcp.providers.mcp.tools import McpTools
 from ksi_mcp.tools.agent_tools import AgentTools, Outside, bounded
 
 SERVERS = Path(__file__).parents[1] / "providers"

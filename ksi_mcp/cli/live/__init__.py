@@ -1,0 +1,1 @@
+"""Views of a terminal that follow what happens: of one run, and of everything."""

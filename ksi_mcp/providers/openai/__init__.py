@@ -1,0 +1,1 @@
+"""Whatever speaks chat completions."""

@@ -1,0 +1,1 @@
+"""Named models with their settings, in layers."""
