@@ -5,8 +5,10 @@ The MCP tool, the tool that an agent is given, the command event and the command
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -59,6 +61,11 @@ class Elsewhere:
         found: Tool = getattr(importlib.import_module(self.module), self.function)
         return found
 
+    async def load(self) -> None:
+        """Load it beside the loop, which has others to serve: some take a tenth of a second."""
+        if self.module not in sys.modules:
+            await asyncio.to_thread(importlib.import_module, self.module)
+
     async def __call__(self, *args: Any, **given: Any) -> View:
         """Run it."""
         return await self.tool().body(*args, **given)
@@ -101,6 +108,11 @@ class Tool:
     def pages(self) -> bool:
         """Whether it gives back a page of at most `limit` entries, and a `cursor` to go on from."""
         return self.effects == "reads" and {"limit", "cursor"} <= set(self.schema()["properties"])
+
+    async def load(self) -> None:
+        """See that its body is there, before it is asked for what it takes."""
+        if isinstance(self.body, Elsewhere):
+            await self.body.load()
 
     def validate(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Check and convert arguments.

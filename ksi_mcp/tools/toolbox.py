@@ -99,6 +99,7 @@ class Toolbox:
         """Run a declared tool; see `call`."""
         try:
             _check_reader(ctx, tool)
+            await tool.load()
             checked = tool.validate(args)
             if ctx.actor.kind == "agent":
                 await self._services.journal.read(lambda tx: reach.require(tx, ctx, tool.needs, action=tool.name))
