@@ -218,7 +218,7 @@ async def test_it_asks_less_often_when_nothing_changes_nobody_looks_or_nothing_i
         before = await s.calls("orchestration_status")
         await app.locator("#page").evaluate(hide, False)
         async with asyncio.timeout(10):
-            while await s.calls("orchestration_status") == before:
+            while await s.calls("orchestration_status") == before:  # noqa: ASYNC110  the page has no event of ours
                 await asyncio.sleep(0.02)  # it asks at once, without its clock
         await expect()(app.locator("#fresh")).to_have_text("live")
         assert await s.calls("orchestration_status") == before + 1
