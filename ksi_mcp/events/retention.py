@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 AUDIT = (
     "agent:budget_exceeded", "budget:*", "composition:*", "decision:*", "routing:damped", "routing:redriven",
-    "routing:refused", "routing:rolled_back", "routing:rule_*", "routing:subscription_changed", "system:refused",
+    "routing:rolled_back", "routing:rule_*", "routing:subscription_changed", "system:refused",
     "system:token_*",
 )  # fmt: skip
 """Events with a retention of their own: who changed what, spent what, decided what, and was refused what."""

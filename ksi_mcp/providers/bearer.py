@@ -1,7 +1,7 @@
 """An HTTP client that carries one token to one address.
 
-The token is never sent over plain HTTP to another machine, never through a proxy to this one, and follows no redirect.
-Importing this module imports `httpx2`.
+The token is never sent over plain HTTP to another machine, never through a proxy to this one, and goes to no other
+origin by a redirect. Importing this module imports `httpx2`.
 """
 
 from __future__ import annotations

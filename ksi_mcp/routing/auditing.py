@@ -24,7 +24,7 @@ EVENTS: Final[Mapping[Action, tuple[str, ...]]] = {
     "rollback": ("routing:rolled_back",),
     "damp": ("routing:damped",),
     "subscribe": ("routing:subscription_changed",),
-    "refuse": ("routing:refused", "system:refused"),
+    "refuse": ("system:refused",),
 }
 """The events behind each kind of entry; of `system:refused` those of routing tools."""
 

@@ -31,7 +31,7 @@ UNROUTED: Final = frozenset(
         "agent:not_woken", "agent:tool_answered", "agent:tool_called", "completion:batch_sent", "completion:batched",
         "completion:injected", "completion:interrupted", "completion:queued",
         "routing:condition_failed", "routing:delivered", "routing:joined", "routing:loop_stopped",
-        "routing:mapping_failed", "routing:paused", "routing:rate_limited", "routing:redriven", "routing:refused",
+        "routing:mapping_failed", "routing:paused", "routing:rate_limited", "routing:redriven",
         "routing:resumed", "routing:undeliverable", "system:delayed_failed", "system:listener_failed",
         "system:refused", "system:retention_swept", "system:token_made", "system:token_revoked",
     }

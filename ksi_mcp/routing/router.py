@@ -8,14 +8,13 @@ from typing import Any
 
 from ksi_mcp.config import DampingConfig
 from ksi_mcp.db import Tx
-from ksi_mcp.errors import KsiError
 from ksi_mcp.events.journal import Journal
 from ksi_mcp.events.model import Event
 from ksi_mcp.events.patterns import check_event_name
 from ksi_mcp.ids import EventId
 from ksi_mcp.permissions import SYSTEM, Context, fresh_context
 from ksi_mcp.routing import governance, safe_mode, store
-from ksi_mcp.routing.changing import MAX_REASON_CHARS, Change, Removal, Update
+from ksi_mcp.routing.changing import Change, Removal, Update
 from ksi_mcp.routing.editing import Applied, Editor
 from ksi_mcp.routing.explaining import Past, foresee, past
 from ksi_mcp.routing.governance import Quotas
@@ -210,19 +209,6 @@ class Router:
 
         matches = list(judge(table, event, now_ms=tx.now_ms, name_of=lambda agent_id: _name_of(tx, agent_id)))
         return past(tx, event, matches, sees=sees)
-
-    def record_refusal(
-        self, tx: Tx, ctx: Context, action: str, failure: KsiError, *, rule_id: str | None = None
-    ) -> None:
-        """Keep a refusal for the audit, in a transaction of its own: that of the change was rolled back."""
-        facts = {
-            "action": action[:80],
-            "by": str(ctx.actor),
-            "rule_id": None if rule_id is None else rule_id[:80],
-            "code": failure.code,
-            "reason": failure.message[:MAX_REASON_CHARS],
-        }
-        self._journal.record(tx, "routing:refused", facts, ctx, routable=False)
 
     # -------------------------------------------------------------------------- ends of rules
 

@@ -176,7 +176,7 @@ class Stage:
         return list(safe_load(file.read_text("utf-8"), what=file.name))
 
     async def no_refusals(self) -> None:
-        for name in ("routing:refused", "routing:undeliverable", "routing:condition_failed", "routing:loop_stopped"):
+        for name in ("routing:undeliverable", "routing:condition_failed", "routing:loop_stopped"):
             assert not await self._all(name), name
         assert not (await self.look("event_query", names=["system:refused", "completion:failed"]))["events"]
 

@@ -306,14 +306,6 @@ async def test_an_agent_has_rules_within_its_reach_only() -> None:
         assert len(await h.turns(child)) == 4  # the operator's rule twice, its own two once
 
 
-async def test_a_refusal_is_kept_for_the_audit() -> None:
-    async with house() as h:
-        failure = Refused("no, because", hint="ask")
-        await h.journal.commit(lambda tx: h.router.record_refusal(tx, h.ctx, "add_rule", failure, rule_id="x"))
-        [kept] = await h.events("routing:refused")
-        assert (kept.data["action"], kept.data["by"], kept.data["reason"]) == ("add_rule", "operator", "no, because")
-
-
 async def test_quotas_bound_the_table_and_each_agent() -> None:
     async with house(quotas=Quotas(per_agent=2, total=4)) as h:
         ctx = fresh_context(agent_actor(await h.agent("busy")))
