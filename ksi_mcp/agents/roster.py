@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from ksi_mcp.agents import hearing, reach, store
 from ksi_mcp.agents.history import PastTurn
@@ -26,6 +26,7 @@ from ksi_mcp.agents.servers import check_servers_within
 from ksi_mcp.budgets.ledger import Ledger
 from ksi_mcp.budgets.model import GLOBAL
 from ksi_mcp.db import Row, Tx
+from ksi_mcp.db.kept import Kept
 from ksi_mcp.errors import Conflict, Exhausted, Invalid, NotFound, Refused
 from ksi_mcp.events.journal import Recorder
 from ksi_mcp.events.model import Event
@@ -35,6 +36,8 @@ from ksi_mcp.permissions import Context, agent_actor
 from ksi_mcp.queues.model import OpClass, Turn, TurnDraft
 from ksi_mcp.queues.session_queues import SessionQueues
 
+_SEEN: Final = Kept(agent_of, size=256)
+"""Clients look at the living again and again."""
 MAX_HOPS = 16
 """Deliveries since the last turn."""
 DEFAULT_MAX_DEPTH = 256
@@ -297,7 +300,7 @@ class Roster:
                 "limit": limit + 1,
             },
         )
-        agents = [agent_of(row) for row in rows]
+        agents = _SEEN.of(rows)
         return agents[:limit], str(agents[limit - 1].n) if len(agents) > limit else None
 
     def history(self, tx: Tx, agent: Agent, *, limit: int) -> list[PastTurn]:

@@ -481,6 +481,7 @@ CREATE TABLE rule (
 CREATE INDEX rule_by_version ON rule (version);
 CREATE INDEX rule_by_scope ON rule (scope) WHERE deleted_at_ms IS NULL;
 CREATE INDEX rule_by_creator ON rule (created_by) WHERE deleted_at_ms IS NULL;
+CREATE INDEX rule_in_order ON rule (priority DESC, rule_id) WHERE deleted_at_ms IS NULL;
 CREATE INDEX rule_expiry ON rule (expires_at_ms) WHERE deleted_at_ms IS NULL AND expires_at_ms IS NOT NULL;
 CREATE INDEX rule_exclusive ON rule (source_pattern) WHERE deleted_at_ms IS NULL AND exclusive = 1;
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Final
 
 from ksi_mcp.db import Row, Tx
+from ksi_mcp.db.kept import Kept
 from ksi_mcp.errors import Conflict, Invalid, NotFound, StoreError
 from ksi_mcp.events.patterns import shorten
 from ksi_mcp.ids import RuleId
@@ -81,10 +81,8 @@ def rule_of(row: Row) -> Rule:
     )
 
 
-@lru_cache(maxsize=1_000)
-def _rule_at(names: tuple[str, ...], values: tuple[Any, ...]) -> Rule:
-    """The same, kept: clients look at the table again and again, and it hardly changes."""
-    return rule_of(cast("Row", dict(zip(names, values, strict=True))))
+_SEEN: Final = Kept(rule_of, size=1_000)
+"""Clients look at the table again and again, and it hardly changes."""
 
 
 def columns(rule: Rule) -> dict[str, Any]:
@@ -260,8 +258,7 @@ def page(
             "limit": limit + 1,
         },
     )
-    names = tuple(rows[0].keys()) if rows else ()
-    rules = [_rule_at(names, tuple(row)) for row in rows[:limit]]
+    rules = _SEEN.of(rows[:limit])
     more = len(rows) > limit and rules
     return RulePage(rules=tuple(rules), cursor=f"{rules[-1].priority}:{rules[-1].rule_id}" if more else None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ from ksi_mcp.tools.routing import RuleView, RuleWants, draft_of
 from ksi_mcp.tools.selecting import AgentRef, AgentWhere, Key, filter_of, message_text, select_living
 from ksi_mcp.tools.specs import BudgetWants, LevelWants, spec_of
 from ksi_mcp.tools.subscriptions import HearingLevel, check_routable
-from ksi_mcp.tools.tool import Part, View, tool
+from ksi_mcp.tools.tool import Part, View, Views, tool
 from ksi_mcp.tools.views import AgentView, BudgetView, EventView, HistoryView
 
 
@@ -61,6 +61,9 @@ class Gone(View):
     cancelled_turns: int
     draining: list[str] | None = None
     dry_run: bool | None = None
+
+
+_SHOWN: Final = Views(AgentView.of, size=256)
 
 
 class AgentPage(View):
@@ -193,7 +196,7 @@ async def agent_list(
     def work(tx: Tx) -> AgentPage:
         wanted = filter_of(filter)
         found, following = call.svc.roster.page(tx, call.ctx, wanted, limit=limit, cursor=cursor)
-        return AgentPage(agents=[AgentView.of(one) for one in found], cursor=following)
+        return AgentPage(agents=_SHOWN.of(found), cursor=following)
 
     return await call.read(work)
 

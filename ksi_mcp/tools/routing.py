@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field, WithJsonSchema, model_validator
 
@@ -17,7 +17,7 @@ from ksi_mcp.routing.store import RuleFilter
 from ksi_mcp.routing.targets import Mode
 from ksi_mcp.tools.call import Call
 from ksi_mcp.tools.routing_explain import routing_explain
-from ksi_mcp.tools.tool import Part, View, tool
+from ksi_mcp.tools.tool import Part, View, Views, tool
 from ksi_mcp.tools.views import at
 
 
@@ -151,6 +151,9 @@ class RuleView(View):
             expires_at=None if rule.expires_at_ms is None else at(rule.expires_at_ms),
             metadata=dict(rule.metadata) or None,
         )
+
+
+_SHOWN: Final = Views(RuleView.of, size=1_000)
 
 
 class RulesView(View):
@@ -296,7 +299,7 @@ async def routing_query_rules(
 
     def work(tx: Tx) -> RulesView:
         page = call.svc.router.query_rules(tx, call.ctx, wanted, limit=limit, cursor=cursor)
-        return RulesView(rules=[RuleView.of(rule) for rule in page.rules], cursor=page.cursor)
+        return RulesView(rules=_SHOWN.of(page.rules), cursor=page.cursor)
 
     return await call.read(work)
 

@@ -11,8 +11,8 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -20,6 +20,8 @@ from ksi_mcp.errors import Invalid
 
 if TYPE_CHECKING:
     from ksi_mcp.permissions import Capability
+
+T = TypeVar("T")
 
 Effects = Literal["reads", "writes", "destroys"]
 """`destroys` ends or deletes something that cannot be brought back."""
@@ -38,6 +40,39 @@ class View(BaseModel):
     def as_text(self) -> str | None:
         """The whole result as prose or a picture, where it is one; None: it is data."""
         return None
+
+
+V = TypeVar("V", bound=View)
+
+
+class Views(Generic[T, V]):
+    """The views of the newest `size` records: a record that is the very same gives the view that it gave before."""
+
+    def __init__(self, make: Callable[[T], V], *, size: int) -> None:
+        @lru_cache(maxsize=size)
+        def made(same: _Same[T]) -> V:
+            return make(same.record)
+
+        self._made = made
+
+    def of(self, records: Sequence[T]) -> list[V]:
+        """Their views."""
+        return [self._made(_Same(record)) for record in records]
+
+
+class _Same(Generic[T]):
+    """Is equal to what holds the very same record, which lives as long as this does."""
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: T) -> None:
+        self.record = record
+
+    def __hash__(self) -> int:
+        return id(self.record)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.record is self.record
 
 
 class Part(BaseModel):

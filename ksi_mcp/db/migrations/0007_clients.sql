@@ -30,3 +30,6 @@ CREATE TABLE task (
 );
 CREATE INDEX task_by_actor ON task (actor, expires_at_ms);
 CREATE INDEX task_by_expiry ON task (expires_at_ms);
+
+-- A page of the table is read in this order, and need not sort all of it.
+CREATE INDEX rule_in_order ON rule (priority DESC, rule_id) WHERE deleted_at_ms IS NULL;
