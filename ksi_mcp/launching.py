@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from ksi_mcp.clock import Clock
 from ksi_mcp.config import Home
+from ksi_mcp.locks import is_held
 
 LAUNCH_S = 10.0
 """A worker process that has not taken the lock by then is taken to have failed."""
@@ -51,13 +52,7 @@ class WorkerLauncher:
 
     def lives(self) -> bool:
         """Whether some process holds the worker lock of this data folder."""
-        look = FileLock(self._home.worker_lock)
-        try:
-            look.acquire(timeout=0)
-        except Timeout:
-            return True
-        look.release()
-        return False
+        return is_held(self._home.worker_lock)
 
     async def ensure(self) -> str | None:
         """Start a worker if none lives, and see it take the lock. What it said last, if it failed to; else None."""

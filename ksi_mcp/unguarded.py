@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from ksi_mcp.config import Home
 from ksi_mcp.errors import Conflict
+from ksi_mcp.locks import is_held
 
 LOOK_S = 0.5
 """A mere look at the lock must not turn a server away."""
@@ -43,12 +44,4 @@ def unguarded(home: Home, *, any_running: Callable[[], bool]) -> Iterator[None]:
 
 def is_unguarded(home: Home) -> bool:
     """Whether a server of this data folder asks for no token at this moment."""
-    if not home.unguarded_lock.exists():
-        return False
-    look = FileLock(home.unguarded_lock)
-    try:
-        look.acquire(timeout=0)
-    except Timeout:
-        return True
-    look.release()
-    return False
+    return is_held(home.unguarded_lock)

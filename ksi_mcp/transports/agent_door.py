@@ -36,8 +36,8 @@ from ksi_mcp.providers.base import Behalf, ToolSpec
 from ksi_mcp.providers.door import Grant
 from ksi_mcp.queues.model import TakenOver
 from ksi_mcp.transports.auth import AsgiApp, Receive, Scope, Send, answer, refuse
-from ksi_mcp.transports.failing import NOT_OFFERED, failed
 from ksi_mcp.transports.http import MAX_BODY_BYTES, listen
+from ksi_mcp.transports.results import NOT_OFFERED, failed
 
 if TYPE_CHECKING:
     import uvicorn

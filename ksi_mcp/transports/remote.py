@@ -18,7 +18,7 @@ from mcp.types import CallToolResult, TextContent
 from ksi_mcp.errors import Conflict, Exhausted, Invalid, KsiError, NotFound, Refused
 from ksi_mcp.providers.bearer import Bearer, is_timeout, is_transport
 from ksi_mcp.tools.call import Progress
-from ksi_mcp.transports.failing import ERROR_CODE, NOT_OFFERED
+from ksi_mcp.transports.results import ERROR_CODE, NOT_OFFERED
 
 _MOST_PAGES: Final = 50
 _REFUSALS: Final = ("refused", "system:refused")

@@ -28,9 +28,8 @@ from ksi_mcp.transports.faces.guide import INSTRUCTIONS
 from ksi_mcp.transports.faces.listing import listed
 from ksi_mcp.transports.faces.offering import offer
 from ksi_mcp.transports.faces.questions import ask_for_answer, take_answer
-from ksi_mcp.transports.faces.results import data_result
 from ksi_mcp.transports.faces.tasks import TaskExtension
-from ksi_mcp.transports.failing import failed
+from ksi_mcp.transports.results import data_result, failed
 
 logger = logging.getLogger(__name__)
 

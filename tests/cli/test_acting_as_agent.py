@@ -23,8 +23,8 @@ from ksi_mcp.providers.door import Grant
 from ksi_mcp.tools.agent_tools import AgentTools
 from ksi_mcp.transports import remote
 from ksi_mcp.transports.agent_door import AgentDoor
-from ksi_mcp.transports.failing import ERROR_CODE
 from ksi_mcp.transports.http import serve_http
+from ksi_mcp.transports.results import ERROR_CODE
 
 ROOT = Path(__file__).parent.parent.parent
 OPERATOR_TOKEN = "the-operators-token-0123456789"

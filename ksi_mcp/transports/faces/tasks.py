@@ -29,8 +29,7 @@ from ksi_mcp.tools.views import at
 from ksi_mcp.transports.access import context_for
 from ksi_mcp.transports.faces.confirm import shows_forms
 from ksi_mcp.transports.faces.questions import act_on, asked_of, question_about
-from ksi_mcp.transports.faces.results import data_result
-from ksi_mcp.transports.failing import failed
+from ksi_mcp.transports.results import data_result, failed
 
 logger = logging.getLogger(__name__)
 
