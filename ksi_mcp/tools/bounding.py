@@ -29,11 +29,16 @@ def result_text(data: dict[str, Any], limit: int = MAX_RESULT_CHARS) -> str:
     return text if len(text) <= limit else compact(cut(data, len(text), limit))
 
 
-def bounded(data: dict[str, Any], limit: int = MAX_RESULT_CHARS) -> tuple[dict[str, Any], str]:
-    """A result, cut if it has to be, and its text. Both can go out: no half of a surrogate is left in them."""
-    try:
-        text = _exact(data)
-    except PydanticSerializationError:
+def bounded(
+    data: dict[str, Any], limit: int = MAX_RESULT_CHARS, *, text: str | None = None
+) -> tuple[dict[str, Any], str]:
+    """A result, cut if it has to be, and its text. Both can go out: no half of a surrogate is left in them.
+
+    `text`: what `exact` says of it, where somebody has asked that already.
+    """
+    if text is None:
+        text = exact(data)
+    if text is None:
         text = compact(data)
         data = json.loads(text)
     if len(text) <= limit:
@@ -44,10 +49,8 @@ def bounded(data: dict[str, Any], limit: int = MAX_RESULT_CHARS) -> tuple[dict[s
 
 def compact(data: Any) -> str:
     """JSON without a space too many."""
-    try:
-        return _exact(data)
-    except PydanticSerializationError:  # half a surrogate, which is no text: a file's name can hold one
-        return sendable(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+    text = exact(data)
+    return sendable(json.dumps(data, ensure_ascii=False, separators=(",", ":"))) if text is None else text
 
 
 def sendable(text: str) -> str:
@@ -55,8 +58,12 @@ def sendable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _exact(data: Any) -> str:
-    return to_json(data, inf_nan_mode="constants").decode()
+def exact(data: Any) -> str | None:
+    """JSON without a space too many; None: half a surrogate is in it, which is no text. A file's name can hold one."""
+    try:
+        return to_json(data, inf_nan_mode="constants").decode()
+    except PydanticSerializationError:
+        return None
 
 
 def fitting(items: Sequence[Any], room: int = PAGE_CHARS) -> int:

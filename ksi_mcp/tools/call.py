@@ -42,13 +42,15 @@ Guard = Callable[[Tx], None]
 class Done:
     """A call that took effect: its result, and the text that was stored with the effect (in a turn).
 
-    `text`: the result for a reader, where it is prose or a picture and no data.
+    `text`: the result for a reader, where it is prose or a picture and no data. `packed`: the data as exact JSON, where
+    that was needed to see how long it is.
     """
 
     data: dict[str, Any]
     committed: bool
     stored_text: str | None
     text: str | None = None
+    packed: str | None = None
 
 
 class Door(Protocol):

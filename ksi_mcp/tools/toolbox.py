@@ -16,7 +16,7 @@ from ksi_mcp.permissions import Context
 from ksi_mcp.providers.base import ToolSpec
 from ksi_mcp.queues.model import TakenOver
 from ksi_mcp.services import Services
-from ksi_mcp.tools.bounding import MAX_RESULT_CHARS, PAGE_CHARS, compact, result_text
+from ksi_mcp.tools.bounding import MAX_RESULT_CHARS, PAGE_CHARS, compact, exact, result_text
 from ksi_mcp.tools.call import Call, Done, Guard, Progress, no_progress
 from ksi_mcp.tools.tool import Tool
 
@@ -110,18 +110,27 @@ class Toolbox:
                 refusal.audited = True
                 await self._audit(ctx, tool, refusal)
             raise
-        data = view.as_json()
+        data, packed = view.as_json(), None
         if tool.pages():
-            data = await self._page(call, tool, checked, data)
-        return Done(data=data, committed=call.committed, stored_text=call.stored_text, text=view.as_text())
+            data, packed = await self._page(call, tool, checked, data)
+        return Done(
+            data=data, committed=call.committed, stored_text=call.stored_text, text=view.as_text(), packed=packed
+        )
 
-    async def _page(self, call: Call, tool: Tool, checked: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    async def _page(
+        self, call: Call, tool: Tool, checked: dict[str, Any], data: dict[str, Any]
+    ) -> tuple[dict[str, Any], str | None]:
         """A page as long as a reader can take: asked for again, with fewer entries, where it is longer."""
         limit = checked["limit"]
-        while limit is not None and limit > 1 and (size := len(compact(data))) > MAX_RESULT_CHARS:
+        while True:
+            packed = exact(data)
+            if limit is None or limit <= 1:
+                return data, packed
+            size = len(compact(data) if packed is None else packed)
+            if size <= MAX_RESULT_CHARS:
+                return data, packed
             limit = max(1, min(limit - 1, limit * PAGE_CHARS // size))
             data = (await tool.body(call, **{**checked, "limit": limit})).as_json()
-        return data
 
     async def _audit(self, ctx: Context, tool: Tool, refusal: Refused) -> None:
         """Every refusal leaves a trace, in a transaction of its own: the refused one left nothing."""

@@ -14,9 +14,9 @@ NOT_OFFERED: Final = "not_offered"
 """Whoever calls is not shown that tool."""
 
 
-def data_result(data: dict[str, Any]) -> CallToolResult:
+def data_result(data: dict[str, Any], packed: str | None = None) -> CallToolResult:
     """A result that is data: as structured content, and as the same JSON in text; cut if it is too long."""
-    data, text = bounded(data)
+    data, text = bounded(data, text=packed)
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=data)
 
 

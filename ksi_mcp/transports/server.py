@@ -137,7 +137,7 @@ class KsiServer(MCPServer[dict[str, Any]]):
             raise UnexpectedToolError("internal error; the server's log has it") from failure
         if done.text is not None:  # a client that is given data as well shows its model only that
             return CallToolResult(content=[TextContent(type="text", text=sendable(done.text))])
-        return data_result(done.data)
+        return data_result(done.data, done.packed)
 
 
 def build_server(app: App, *, tools: ToolSet = "default") -> KsiServer:
